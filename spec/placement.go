@@ -1,0 +1,52 @@
+package spec
+
+import "time"
+
+// Placement is what the host decided for one start of a pod. An attested pod takes it as a hint, never as truth.
+type Placement struct {
+	Now     time.Time `json:"now"`     // wall clock of the host when the placement was sent
+	Entropy []byte    `json:"entropy"` // 64 bytes for the guest's random pool
+
+	// Layers says where on the layers drive each layer's EROFS image lies.
+	Layers  []Extent `json:"layers,omitempty"`
+	Volumes []Drive  `json:"volumes,omitempty"` // of Pod.Volumes, by name
+
+	Network Network `json:"network"`
+
+	// Hold leaves the containers in state "created": the API starts them.
+	Hold bool `json:"hold,omitempty"`
+	// Linger keeps the machine up after the last container has ended.
+	Linger bool `json:"linger,omitempty"`
+}
+
+// Extent is a run of bytes on the drive SerialLayers, both numbers multiples of 4096.
+type Extent struct {
+	DiffID string `json:"diff_id"`
+	Offset int64  `json:"offset"` // bytes
+	Length int64  `json:"length"` // bytes
+}
+
+// Drive names the block device that holds a volume.
+type Drive struct {
+	Name   string `json:"name"`   // of the volume
+	Serial string `json:"serial"` // of the virtio-blk device
+}
+
+// Network is the pod's wire as the guest must set it up. Without interfaces there is only loopback.
+type Network struct {
+	Mode       string      `json:"mode"` // "none", "user" or "tap"; shown by inspect
+	Interfaces []Interface `json:"interfaces,omitempty"`
+	DNS        []string    `json:"dns,omitempty"` // nameserver addresses
+	DNSSearch  []string    `json:"dns_search,omitempty"`
+	HostIP     string      `json:"host_ip,omitempty"`   // what host-gateway and host.docker.internal resolve to
+	Published  []Port      `json:"published,omitempty"` // the ports as really bound
+}
+
+// Interface is one network device, found by its MAC address.
+type Interface struct {
+	Name      string   `json:"name"`      // inside the pod, "eth0"
+	MAC       string   `json:"mac"`       //
+	MTU       int      `json:"mtu"`       //
+	Addresses []string `json:"addresses"` // prefixes, IPv4 and IPv6: "10.0.2.15/24"
+	Gateways  []string `json:"gateways"`  // default routes, at most one per family
+}

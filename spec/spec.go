@@ -1,0 +1,37 @@
+// Package spec is the contract between host and guest: what the owner of a pod asked for ([Pod]), what the
+// host assigned ([Placement]), and every name, port and frame that both sides must spell alike.
+//
+// It imports the standard library and the OCI runtime-spec types, nothing else:
+//
+//	pod, err := spec.ParsePod(bytes)   // strict: unknown fields and newer versions are refused
+//	digest := spec.PodDigest(bytes)    // what an attested command line carries
+package spec
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"strconv"
+)
+
+// Ports that the guest listens on. Over AF_VSOCK they are vsock ports; over virtio-serial every stream
+// begins with its port number.
+const (
+	PortVdocker uint32 = 1 // the Docker Engine API
+	PortControl uint32 = 2 // launch, output, state, stop: frames of control.go
+)
+
+// Names that QEMU's command line and the guest must spell alike.
+const (
+	ChannelPortName = "kcradle.channel.0" // virtio-serial port of the control channel
+	SerialLayers    = "layers"            // virtio-blk serial of the flat concatenation of all layers
+	SerialScratch   = "scratch"           // virtio-blk serial of the writable disk
+)
+
+// VolumeSerial is the virtio-blk serial of the i-th volume disk (at most 20 bytes, virtio's limit).
+func VolumeSerial(i int) string { return "volume" + strconv.Itoa(i) }
+
+// PodDigest is the digest of a pod document: SHA-256 of its exact bytes, as "sha256:<64 hex digits>".
+func PodDigest(podJSON []byte) string {
+	sum := sha256.Sum256(podJSON)
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
