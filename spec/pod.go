@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"regexp"
 	"slices"
 	"strings"
@@ -195,6 +194,7 @@ func ParsePod(b []byte) (*Pod, error) {
 	var v struct {
 		Version int `json:"version"`
 	}
+	// Unmarshal also refuses anything behind the document, which a Decoder would not.
 	if err := json.Unmarshal(b, &v); err != nil {
 		return nil, fmt.Errorf("parse pod: %w", err)
 	}
@@ -206,9 +206,6 @@ func ParsePod(b []byte) (*Pod, error) {
 	d.DisallowUnknownFields()
 	if err := d.Decode(&p); err != nil {
 		return nil, fmt.Errorf("parse pod: %w", err)
-	}
-	if _, err := d.Token(); err != io.EOF {
-		return nil, errors.New("parse pod: data after the document")
 	}
 	if err := p.Validate(); err != nil {
 		return nil, fmt.Errorf("parse pod: %w", err)
