@@ -1,0 +1,167 @@
+package channel
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// magic begins each message of the session start. Its first byte is no version of the multiplexer's frames (0).
+var magic = [8]byte{0xFF, 'k', 'c', 'r', 'a', 'd', 'l', 'e'}
+
+// version of the session start. History: 1 is the first.
+const version = 1
+
+// messageSize is magic, one byte each of version, kind and transport, five of zero, and the nonce.
+const messageSize = 8 + 8 + 8
+
+const (
+	kindBreak byte = 'B'
+	kindHello byte = 'H'
+	kindKnock byte = 'K'
+	kindAck   byte = 'A'
+)
+
+// Transports that a hello announces.
+const (
+	transportSerial byte = 's'
+	transportVsock  byte = 'v'
+)
+
+// maxSkip bounds what is skipped in search of a message: far more than can be under way between the two ends.
+const maxSkip = 64 << 20
+
+// fill precedes a break: one byte more than the largest frame, so that a reader within a frame comes out of it.
+const fill = headerSize + maxChunk + 1
+
+// maxHellos bounds the hellos that a host answers on one connection, so that a guest cannot keep it busy for ever.
+const maxHellos = 1024
+
+var (
+	errSkip    = fmt.Errorf("no session start within %d bytes", maxSkip)
+	errVersion = errors.New("the guest's init and this kcradle speak different versions of the control channel: summon the bundle again")
+)
+
+type message struct {
+	version   byte
+	kind      byte
+	transport byte
+	nonce     uint64
+}
+
+func (m message) encode() []byte {
+	b := make([]byte, 0, messageSize)
+	b = append(b, magic[:]...)
+	b = append(b, m.version, m.kind, m.transport, 0, 0, 0, 0, 0)
+	return binary.BigEndian.AppendUint64(b, m.nonce)
+}
+
+// parseMessage decodes what follows the magic. Reserved bytes are not looked at.
+func parseMessage(b *[messageSize - len(magic)]byte) message {
+	return message{version: b[0], kind: b[1], transport: b[2], nonce: binary.BigEndian.Uint64(b[8:])}
+}
+
+// nextMessage skips to the next message and reads it. skipped counts across calls.
+func nextMessage(r *bufio.Reader, skipped *int) (message, error) {
+	for {
+		b, err := r.Peek(len(magic))
+		if err != nil {
+			if len(b) > 0 && err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return message{}, err
+		}
+		if bytes.Equal(b, magic[:]) {
+			break
+		}
+		// Skip to the next byte in the buffer that may begin the magic.
+		buffered, _ := r.Peek(r.Buffered())
+		n := bytes.IndexByte(buffered[1:], magic[0]) + 1
+		if n == 0 {
+			n = len(buffered)
+		}
+		if *skipped += n; *skipped > maxSkip {
+			return message{}, errSkip
+		}
+		if _, err := r.Discard(n); err != nil {
+			return message{}, err
+		}
+	}
+	if _, err := r.Discard(len(magic)); err != nil {
+		return message{}, err
+	}
+	var rest [messageSize - len(magic)]byte
+	if _, err := io.ReadFull(r, rest[:]); err != nil {
+		return message{}, err
+	}
+	return parseMessage(&rest), nil
+}
+
+// meetHost is the guest's side of the session start.
+func meetHost(r *bufio.Reader, w io.Writer, transport byte) error {
+	skipped := 0
+	for {
+		nonce := newNonce()
+		if _, err := w.Write(message{version, kindHello, transport, nonce}.encode()); err != nil {
+			return fmt.Errorf("say hello: %w", err)
+		}
+		for again := false; !again; {
+			m, err := nextMessage(r, &skipped)
+			if err != nil {
+				return fmt.Errorf("wait for the host: %w", err)
+			}
+			switch {
+			case m.kind == kindBreak:
+				again = true
+			case m.kind == kindKnock && m.nonce == nonce:
+				if _, err := w.Write(message{version, kindAck, transport, nonce}.encode()); err != nil {
+					return fmt.Errorf("acknowledge the session: %w", err)
+				}
+				return nil
+			}
+		}
+	}
+}
+
+// meetGuest is the host's side of the session start. It returns the transport that the guest announced.
+func meetGuest(r *bufio.Reader, w io.Writer, fresh bool) (transport byte, err error) {
+	if !fresh {
+		b := bytes.Repeat(magic[:1], fill)
+		if _, err := w.Write(append(b, message{version: version, kind: kindBreak}.encode()...)); err != nil {
+			return 0, fmt.Errorf("announce a new session: %w", err)
+		}
+	}
+	known := map[uint64]bool{}
+	skipped := 0
+	for len(known) < maxHellos {
+		m, err := nextMessage(r, &skipped)
+		if err != nil {
+			return 0, fmt.Errorf("wait for the guest: %w", err)
+		}
+		switch {
+		case m.kind == kindHello && m.version != version:
+			return 0, errVersion
+		case m.kind == kindHello:
+			known[m.nonce] = true
+			if _, err := w.Write(message{version: version, kind: kindKnock, nonce: m.nonce}.encode()); err != nil {
+				return 0, fmt.Errorf("answer the guest: %w", err)
+			}
+		case m.kind == kindAck && known[m.nonce]:
+			if m.transport != transportSerial && m.transport != transportVsock {
+				return 0, fmt.Errorf("the guest announced an unknown transport %q", m.transport)
+			}
+			return m.transport, nil
+		}
+	}
+	return 0, fmt.Errorf("the guest said hello %d times without beginning a session", maxHellos)
+}
+
+func newNonce() uint64 {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails; it aborts the program instead
+	return binary.BigEndian.Uint64(b[:])
+}
