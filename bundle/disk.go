@@ -1,0 +1,142 @@
+package bundle
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kcradle/kcradle/internal/undo"
+)
+
+// DefaultDiskSize is the size of a scratch disk or volume that names none. The files are sparse: they take what was
+// written to them.
+const DefaultDiskSize = 10 << 30
+
+// minDiskSize is what an ext4 with its journal can live in.
+const minDiskSize = 16 << 20
+
+// blank returns an empty ext4 image of that size from the cache directory, making it at first use. The cache is shared
+// by processes: a file there is whole or absent.
+func blank(ctx context.Context, cache string, size int64) (string, error) {
+	if size < minDiskSize {
+		return "", fmt.Errorf("disk size %d: want at least %d MiB", size, minDiskSize>>20)
+	}
+	size = (size + 4095) &^ 4095
+	path := filepath.Join(cache, "ext4-v1-"+strconv.FormatInt(size, 10))
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
+	}
+	if err := os.MkdirAll(cache, 0o700); err != nil {
+		return "", err
+	}
+	mkfs, err := findMkfs()
+	if err != nil {
+		return "", err
+	}
+	f, err := os.CreateTemp(cache, ".ext4-*")
+	if err != nil {
+		return "", err
+	}
+	defer os.Remove(f.Name())
+	err = f.Truncate(size)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return "", err
+	}
+	// No reserved blocks: there is no root to save from users. The journal is not written out: a new file reads as
+	// zeroes. The inode tables are not either, and mkfs marks them as zeroed because the file's hole was punched.
+	cmd := exec.CommandContext(ctx, mkfs, "-q", "-F", "-t", "ext4", "-m", "0", "-b", "4096",
+		"-E", "lazy_journal_init=1,root_owner=0:0", f.Name())
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "MKE2FS_CONFIG=/dev/null"}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("mkfs.ext4: %w: %s", err, bytes.TrimSpace(out))
+	}
+	return path, os.Rename(f.Name(), path)
+}
+
+func findMkfs() (string, error) {
+	for _, name := range []string{"mkfs.ext4", "/usr/sbin/mkfs.ext4", "/sbin/mkfs.ext4"} {
+		if p, err := exec.LookPath(name); err == nil {
+			return p, nil
+		}
+	}
+	return "", errors.New("mkfs.ext4 is not installed (apt-get install e2fsprogs)")
+}
+
+// copyFile makes dst a copy of src that shares its blocks where the file system can, and keeps its holes elsewhere.
+// dst must not exist; after an error it does not.
+func copyFile(ctx context.Context, dst, src string, mode fs.FileMode) (err error) {
+	in, err := os.Open(src)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	fi, err := in.Stat()
+	if err != nil {
+		return err
+	}
+	out, err := os.OpenFile(dst, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if err != nil {
+		return err
+	}
+	var u undo.Stack
+	defer u.Run()
+	u.Push(func() { out.Close(); os.Remove(dst) })
+	if unix.IoctlFileClone(int(out.Fd()), int(in.Fd())) != nil {
+		if err := copyData(ctx, out, in, fi.Size()); err != nil {
+			return err
+		}
+	}
+	if err := out.Close(); err != nil {
+		return err
+	}
+	u.Keep()
+	return nil
+}
+
+// copyData copies the data of a sparse file and leaves its holes.
+func copyData(ctx context.Context, out, in *os.File, size int64) error {
+	if err := out.Truncate(size); err != nil {
+		return err
+	}
+	for at := int64(0); at < size; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		data, err := unix.Seek(int(in.Fd()), at, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) { // only a hole is left
+			return nil
+		}
+		hole := size
+		if err != nil { // no such thing on this file system
+			data = at
+		} else if hole, err = unix.Seek(int(in.Fd()), data, unix.SEEK_HOLE); err != nil {
+			return &os.PathError{Op: "seek", Path: in.Name(), Err: err}
+		}
+		if hole > data+(64<<20) { // look at ctx now and then
+			hole = data + 64<<20
+		}
+		if _, err := in.Seek(data, io.SeekStart); err != nil {
+			return err
+		}
+		if _, err := out.Seek(data, io.SeekStart); err != nil {
+			return err
+		}
+		if _, err := io.CopyN(out, in, min(hole, size)-data); err != nil {
+			return err
+		}
+		at = hole
+	}
+	return nil
+}

@@ -1,0 +1,104 @@
+package bundle
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"time"
+
+	"github.com/kcradle/kcradle/spec"
+)
+
+const stateFile = "state.json"
+
+// Phases of a start, in their order.
+const (
+	PhaseStarting = "starting" // the machine boots
+	PhaseRunning  = "running"  // the pod was launched
+	PhaseEnded    = "ended"    // see State.End
+)
+
+// Reasons of an end.
+const (
+	EndDone       = "done"       // the pod ended by itself
+	EndStopped    = "stopped"    // stopped by the user
+	EndLaunch     = "launch"     // the pod could not be launched
+	EndHost       = "host"       // something of the host's failed before the launch
+	EndMachine    = "machine"    // QEMU ended by itself or was killed
+	EndOOM        = "oom"        // the host killed QEMU for its memory
+	EndPanic      = "panic"      // the guest's kernel or init died
+	EndSupervisor = "supervisor" // the supervisor was killed
+)
+
+// State is run/state.json: what is known of the present or the last start.
+type State struct {
+	Version    int          `json:"version"` // of the format, see Version
+	Phase      string       `json:"phase"`
+	Pid        int          `json:"pid"`                   // of the supervisor
+	MachinePid int          `json:"machine_pid,omitempty"` // of QEMU
+	Engine     string       `json:"engine,omitempty"`
+	Network    string       `json:"network,omitempty"`
+	Ports      []spec.Port  `json:"ports,omitempty"` // as really bound
+	Started    time.Time    `json:"started"`
+	Containers []spec.State `json:"containers,omitempty"` // in the pod's order
+	End        *End         `json:"end,omitempty"`
+}
+
+// End says how a start ended.
+type End struct {
+	Time     time.Time `json:"time"`
+	Reason   string    `json:"reason"`
+	Message  string    `json:"message,omitempty"` // for a person
+	ExitCode int       `json:"exit_code"`         // of kcradle run
+}
+
+// State reads the state of the present or last start. ok is false when there was none. When the supervisor was killed,
+// the state says so: nobody else could have written it.
+func (b *Bundle) State() (s State, ok bool, err error) {
+	// Look at the lock first: a supervisor writes its last state before it gives the lock away.
+	pid, running := b.Running()
+	raw, err := readBounded(filepath.Join(b.RunDir(), stateFile), maxMetaBytes)
+	if errors.Is(err, fs.ErrNotExist) {
+		if running {
+			return State{Version: Version, Phase: PhaseStarting, Pid: pid}, true, nil
+		}
+		return State{}, false, nil
+	}
+	if err != nil {
+		return State{}, false, fmt.Errorf("read state: %w", err)
+	}
+	if err := decodeVersioned(raw, &s, Version); err != nil {
+		return State{}, false, fmt.Errorf("read state %s: %w", filepath.Join(b.RunDir(), stateFile), err)
+	}
+	switch {
+	case running && s.Phase == PhaseEnded: // the next start has not written yet
+		s = State{Version: Version, Phase: PhaseStarting, Pid: pid}
+	case !running && s.Phase != PhaseEnded:
+		s.Phase = PhaseEnded
+		s.End = &End{Reason: EndSupervisor, ExitCode: 137,
+			Message: fmt.Sprintf("the supervisor (pid %d) was killed; the machine died with it", s.Pid)}
+		s.Pid, s.MachinePid = 0, 0
+		for i := range s.Containers {
+			c := &s.Containers[i]
+			if c.Status == spec.StatusRunning || c.Status == spec.StatusPaused || c.Status == spec.StatusRestarting {
+				c.Status, c.Pid, c.ExitCode, c.Signal = spec.StatusExited, 0, 137, 9
+			}
+		}
+	}
+	return s, true, nil
+}
+
+// SetState replaces run/state.json. Only the holder of the lock may call it.
+func (b *Bundle) SetState(s State) error {
+	s.Version = Version
+	raw, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		return fmt.Errorf("write state: %w", err)
+	}
+	if err := writeAtomic(filepath.Join(b.RunDir(), stateFile), append(raw, '\n'), 0o600); err != nil {
+		return fmt.Errorf("write state: %w", err)
+	}
+	return nil
+}
