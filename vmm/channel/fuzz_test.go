@@ -74,6 +74,8 @@ func FuzzHostToGuest(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 0, 0, 0, 0, 1})
 	f.Add([]byte{0, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {
+		watch := time.AfterFunc(20*time.Second, func() { panic("the session hangs") })
+		defer watch.Stop()
 		p := newVirtioPort()
 		g := newGuest(p, transportSerial, nil)
 		l, err := g.Listen(1)
