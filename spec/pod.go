@@ -62,6 +62,8 @@ type Port struct {
 	ContainerPort uint16 `json:"container_port"`    // 1 to 65535
 	HostIP        string `json:"host_ip,omitempty"` // empty: every address
 	HostPort      uint16 `json:"host_port"`         // 0: a free one
+	// HostPortEnd makes it a range: the first free one from HostPort to HostPortEnd. Zero: HostPort alone.
+	HostPortEnd uint16 `json:"host_port_end,omitempty"`
 }
 
 // Image is where a container's files come from.
@@ -297,6 +299,9 @@ func (p *Pod) Validate() error {
 		}
 		if port.ContainerPort == 0 {
 			return fmt.Errorf("ports[%d].container_port: missing", i)
+		}
+		if port.HostPortEnd != 0 && port.HostPortEnd < port.HostPort {
+			return fmt.Errorf("ports[%d].host_port_end: %d is before host_port %d", i, port.HostPortEnd, port.HostPort)
 		}
 	}
 	earlier := map[string]bool{}
