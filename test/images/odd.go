@@ -181,7 +181,9 @@ func oddLayers(_ *host) ([]writeLayer, error) {
 		dir("odd/there-and-back", 0o755), text("odd/there-and-back/first", 0o644, "1"),
 		text("odd/changed", 0o644, "before"), text("odd/mode-changed", 0o644, "same"),
 	)...)
+	// As in layers that docker makes, each layer has an entry for every directory it touches.
 	middle := entries(
+		dir("odd", 0o755), dir("odd/kept", 0o755), dir("odd/links", 0o755),
 		whiteout("odd/gone"), whiteout("odd/kept/one"),
 		dir("odd/opaque", 0o711), opaque("odd/opaque"), text("odd/opaque/new", 0o644, "seen"),
 		whiteout("odd/becomes-file"), text("odd/becomes-file", 0o600, "now a file"),
@@ -193,6 +195,7 @@ func oddLayers(_ *host) ([]writeLayer, error) {
 		whiteout("odd/never-there"),
 	)
 	top := entries(
+		dir("odd", 0o755), dir("odd/kept", 0o755), dir("odd/many", 0o755),
 		dir("odd/there-and-back", 0o750), text("odd/there-and-back/second", 0o644, "2"),
 		dir("odd/gone", 0o755), text("odd/gone/other", 0o644, "a new one of the old name"),
 		text("odd/kept/one", 0o644, "came again"),
@@ -214,7 +217,7 @@ func noise(n int) []byte {
 	return b
 }
 
-// deepLayers are 125, each of which adds a file, rewrites a shared one and takes away the one before it.
+// deepLayers are 125, which make 126 with the parent's, each of which adds a file, rewrites a shared one and takes away the one before it.
 func deepLayers(_ *host) ([]writeLayer, error) {
 	var layers []writeLayer
 	for i := range 125 {

@@ -139,13 +139,13 @@ func recipes() []*recipe {
 		},
 		{
 			name:    "odd",
-			version: "1",
+			version: "2",
 			parent:  "busybox",
 			layers:  oddLayers,
 			config:  v1.Config{Env: []string{pathEnv}, Cmd: []string{"sh"}},
 		},
 		{
-			// With one layer more, the test's lister, it reaches the 127 layers that docker allows.
+			// With one layer more, the test's lister, it has 127.
 			name:    "deep",
 			version: "1",
 			parent:  "busybox",
