@@ -1,0 +1,205 @@
+package vmm
+
+import (
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+
+	"github.com/kcradle/kcradle/spec"
+)
+
+const (
+	fewSlots  = 8  // virtio-mmio places of a microvm with one I/O APIC
+	manySlots = 24 // with two
+	maxVCPUs  = 64 // NR_CPUS of the guest kernel
+)
+
+// maxCommandLine is COMMAND_LINE_SIZE of x86 less what QEMU appends: "virtio_mmio.device=512@0xfeb02e00:23" per device.
+func (c Config) maxCommandLine() int { return 2048 - 1 - 40*c.devices() }
+
+// engines is everything in which the engines differ on QEMU's command line.
+var engines = map[Engine]struct {
+	accel   string
+	cpu     string
+	machine string // appended to -M microvm
+}{
+	// kvm-clock replaces the timer chips, the local APIC the interrupt controller.
+	KVM: {accel: "kvm", cpu: "host", machine: ",pit=off,pic=off,rtc=off"},
+	// Without a timer chip the kernel hangs while it calibrates the TSC.
+	TCG: {accel: "tcg,thread=multi", cpu: "max"},
+}
+
+// sandbox: QEMU opens nothing by privilege, starts nothing, and changes no priorities.
+const sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+// firstFile is the number of the first descriptor that QEMU inherits.
+const firstFile = 3
+
+// file is what a descriptor is for, in the order in which QEMU inherits them.
+type file struct {
+	role  string
+	drive int    // index in Drives
+	path  string // what to open; empty: made by Start
+	write bool
+	size  int64 // the file must have at least so many bytes
+}
+
+// files lists QEMU's descriptors: the i-th has number firstFile+i. Args and Start agree by it.
+func (c Config) files() []file {
+	fs := []file{{role: "qmp"}, {role: "console"}, {role: "channel"}, {role: "kernel", path: c.Kernel}}
+	if c.Initrd != "" {
+		fs = append(fs, file{role: "initrd", path: c.Initrd})
+	}
+	if c.CID != 0 {
+		fs = append(fs, file{role: "vsock", path: "/dev/vhost-vsock", write: true})
+	}
+	if c.Wire != nil {
+		fs = append(fs, file{role: "wire"})
+	}
+	for i, d := range c.Drives {
+		if d.Path != "" {
+			fs = append(fs, file{role: "drive", drive: i, path: d.Path, write: !d.ReadOnly})
+			continue
+		}
+		fs = append(fs, file{role: "descriptor", drive: i})
+		for _, e := range d.Extents {
+			fs = append(fs, file{role: "extent", drive: i, path: e.Path, size: e.Size})
+		}
+	}
+	return fs
+}
+
+// devices counts the places that are taken: serial, random, memory balloon, then what the config asks for.
+func (c Config) devices() int {
+	n := 3 + len(c.Drives)
+	if c.CID != 0 {
+		n++
+	}
+	if c.Wire != nil {
+		n++
+	}
+	return n
+}
+
+func (c Config) vcpus() int { return max(1, c.VCPUs) }
+
+// memory is the machine's size in MiB.
+func (c Config) memory() int64 {
+	const mib = 1 << 20
+	return min(c.Memory, math.MaxInt64-mib+1)/mib + min(1, c.Memory%mib)
+}
+
+// Args is QEMU's command line without the program. It is pure; descriptor numbers follow from the config alone.
+func (c Config) Args() []string {
+	number := map[string]int{} // first descriptor of each role, and of each drive
+	files := c.files()
+	for i, f := range files {
+		key := f.role
+		if f.role == "drive" || f.role == "descriptor" {
+			key = "drive" + strconv.Itoa(f.drive)
+		}
+		if _, ok := number[key]; !ok {
+			number[key] = firstFile + i
+		}
+	}
+	e := engines[c.Engine]
+	machine := "microvm,acpi=off,x-option-roms=off,isa-serial=off,memory-backend=memory" + e.machine
+	if c.devices() > fewSlots {
+		machine += ",ioapic2=on"
+	}
+	name := c.Name
+	if name == "" {
+		name = "kcradle"
+	}
+	var a []string
+	add := func(option, format string, args ...any) { a = append(a, option, fmt.Sprintf(format, args...)) }
+
+	add("-name", "%s", escape(name))
+	add("-M", "%s", machine)
+	add("-accel", "%s", e.accel)
+	add("-cpu", "%s", e.cpu)
+	add("-smp", "%d", c.vcpus())
+	add("-m", "%dM", c.memory())
+	add("-object", "memory-backend-ram,id=memory,size=%dM", c.memory())
+	a = append(a, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot")
+	add("-sandbox", "%s", sandbox)
+	add("-msg", "timestamp=off")
+
+	add("-chardev", "socket,id=qmp,fd=%d", number["qmp"])
+	add("-mon", "chardev=qmp,mode=control")
+
+	add("-kernel", "/proc/self/fd/%d", number["kernel"])
+	if c.Initrd != "" {
+		add("-initrd", "/proc/self/fd/%d", number["initrd"])
+	}
+	if c.CommandLine != "" {
+		add("-append", "%s", c.CommandLine)
+	}
+
+	// Few ports: the guest makes two queues for each port that might come, at boot.
+	add("-device", "virtio-serial-device,id=serial,max_ports=2")
+	add("-chardev", "socket,id=console,fd=%d", number["console"])
+	add("-device", "virtconsole,bus=serial.0,nr=0,chardev=console")
+	// A listening socket: the host may come and go.
+	add("-chardev", "socket,id=channel,fd=%d,server=on,wait=off", number["channel"])
+	add("-device", "virtserialport,bus=serial.0,nr=1,chardev=channel,id=channel,name=%s", spec.ChannelPortName)
+	add("-device", "virtio-rng-device,id=random")
+	// What the guest frees goes back to the host.
+	add("-device", "virtio-balloon-device,id=balloon,free-page-reporting=on")
+	if c.CID != 0 {
+		add("-device", "vhost-vsock-device,id=vsock,guest-cid=%d,vhostfd=%d", c.CID, number["vsock"])
+	}
+	if w := c.Wire; w != nil {
+		switch w.Kind {
+		case WireStream:
+			add("-netdev", "stream,id=wire,server=off,addr.type=fd,addr.str=%d", number["wire"])
+		case WireTap:
+			add("-netdev", "tap,id=wire,fd=%d", number["wire"])
+		}
+		mtu := ""
+		if w.MTU > 0 {
+			mtu = fmt.Sprintf(",host_mtu=%d", w.MTU)
+		}
+		add("-device", "virtio-net-device,id=net,netdev=wire,mac=%s%s", w.MAC, mtu)
+	}
+
+	// Each file of a drive is a descriptor set of its own, numbered as the descriptor.
+	for i, f := range files {
+		if f.role == "drive" || f.role == "descriptor" || f.role == "extent" {
+			add("-add-fd", "fd=%d,set=%d", firstFile+i, firstFile+i)
+		}
+	}
+	for i, d := range c.Drives {
+		access := "read-only=off,discard=unmap"
+		if d.ReadOnly {
+			access = "read-only=on"
+		}
+		driver := "raw"
+		if d.Path == "" {
+			driver = "vmdk"
+		}
+		// The host's page cache is shared by all machines that show the same layer; a flush of the guest is an fdatasync.
+		add("-blockdev", "driver=%s,node-name=drive%d,%s,cache.direct=off,cache.no-flush=off,file.driver=file,file.filename=/dev/fdset/%d,file.aio=threads",
+			driver, i, access, number["drive"+strconv.Itoa(i)])
+		// An error of the host's disk is an error in the guest: a machine that stands still tells nobody.
+		add("-device", "virtio-blk-device,id=blk%d,drive=drive%d,serial=%s,physical_block_size=4096,write-cache=on,rerror=report,werror=report",
+			i, i, d.Serial)
+	}
+	return a
+}
+
+// escape doubles commas, which separate QEMU's options.
+func escape(s string) string { return strings.ReplaceAll(s, ",", ",,") }
+
+// descriptor is the VMDK text that shows the extents of drive i as one device. Offsets and lengths are in sectors.
+func (c Config) descriptor(i int) string {
+	var b strings.Builder
+	b.WriteString("# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"twoGbMaxExtentFlat\"\n\n")
+	for n, f := range c.files() {
+		if f.role == "extent" && f.drive == i {
+			fmt.Fprintf(&b, "RW %d FLAT \"/dev/fdset/%d\" 0\n", (f.size+ExtentAlignment-1)/ExtentAlignment*(ExtentAlignment/512), firstFile+n)
+		}
+	}
+	return b.String()
+}
