@@ -7,11 +7,11 @@
 //
 // The files:
 //
-//	bundle.json              format version, who wrote it, the lease that keeps its layers in the store
+//	bundle.json              format version, who wrote it, the store that keeps its layers
 //	pod.json                 the owner's document, canonical bytes
 //	cradle -> pkg-default    which machine package boots it
 //	pkg-default, pkg-snp     links to the installed machine packages
-//	layers/<hex>.erofs       links into the store, or copies in a portable bundle
+//	layers/<hex>.erofs       links into the store (hard ones where they can be), or copies in a portable bundle
 //	scratch.ext4             the writable layer, sparse
 //	volumes/<name>.ext4      the named volumes, sparse
 //	run/                     lock, state.json, sockets, console.log
@@ -71,8 +71,7 @@ type Meta struct {
 	Version int       `json:"version"`         // required; see Version
 	Created time.Time `json:"created"`         // UTC
 	Writer  string    `json:"writer"`          // "kcradle v1.2.3"
-	Lease   string    `json:"lease,omitempty"` // what keeps the layers in the image store; empty: copies
-	Store   string    `json:"store,omitempty"` // the state directory that the lease belongs to
+	Store   string    `json:"store,omitempty"` // the image store that keeps the layers for this bundle; empty: copies
 }
 
 // Bundle is an opened bundle. It holds no file open.

@@ -99,9 +99,12 @@ func TestWriteAndOpen(t *testing.T) {
 		if err != nil || len(layers) != 1 || layers[0].Size != 5000 {
 			t.Errorf("Layers: got %v, %v", layers, err)
 		}
-		fi, err := os.Lstat(filepath.Join(dir, layersDir, hex64+".erofs"))
-		if err != nil || fi.Mode().IsRegular() != portable {
-			t.Errorf("portable %v: layer is %v, %v", portable, fi.Mode(), err)
+		src, err := os.Stat(c.Layers["sha256:"+hex64])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if dst, err := os.Stat(layers[0].Path); err != nil || os.SameFile(src, dst) == portable {
+			t.Errorf("portable %v: the layer is the store's file: %v, %v", portable, os.SameFile(src, dst), err)
 		}
 		if p, err := b.Package(); err != nil || p.Manifest.Name != "default" {
 			t.Errorf("Package: got %v, %v", p, err)

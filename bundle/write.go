@@ -35,7 +35,7 @@ type Config struct {
 	// sizes; everything else of it goes. A running bundle is never replaced.
 	Replace bool
 
-	Lease, Store, Writer string // see Meta
+	Store, Writer string // see Meta
 }
 
 // Write makes the bundle dir, whole or not at all: dir must not exist, be empty, or (with Replace) be a bundle that
@@ -78,7 +78,7 @@ func write(ctx context.Context, dir string, c Config) (*Bundle, error) {
 	u.Push(func() { os.RemoveAll(tmp) })
 
 	b := &Bundle{Dir: tmp, Pod: c.Pod, PodJSON: podJSON,
-		Meta: Meta{Version: Version, Created: time.Now().UTC(), Writer: c.Writer, Lease: c.Lease, Store: c.Store}}
+		Meta: Meta{Version: Version, Created: time.Now().UTC(), Writer: c.Writer, Store: c.Store}}
 	if err := b.fill(ctx, c, old); err != nil {
 		return nil, err
 	}
@@ -227,11 +227,15 @@ func linkOrCopy(ctx context.Context, dst, src string, portable bool) error {
 	if portable {
 		return copyFile(ctx, dst, src, 0o644)
 	}
-	if _, err := os.Stat(src); err != nil {
-		return err
-	}
 	abs, err := filepath.Abs(src)
 	if err != nil {
+		return err
+	}
+	// A hard link outlives the store's own name and a move of the bundle. It needs one file system for both.
+	if err := os.Link(abs, dst); err == nil || errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if _, err := os.Stat(abs); err != nil {
 		return err
 	}
 	return os.Symlink(abs, dst)
