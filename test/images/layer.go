@@ -299,3 +299,26 @@ func Append(img v1.Image, files map[string]string, config func(*v1.Config)) (v1.
 
 // Save writes img as an archive of docker save's form under the tag ref.
 func Save(file, ref string, img v1.Image) error { return writeArchive(file, ref, img) }
+
+// Flatten returns an image of one layer that shows the same tree as img.
+func Flatten(img v1.Image) (v1.Image, error) {
+	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return mutate.Extract(img), nil }, tarball.WithMediaType(types.OCILayer))
+	if err != nil {
+		return nil, err
+	}
+	flat, err := mutate.AppendLayers(empty.Image, l)
+	if err != nil {
+		return nil, err
+	}
+	old, err := img.ConfigFile()
+	if err != nil {
+		return nil, err
+	}
+	cf, err := flat.ConfigFile()
+	if err != nil {
+		return nil, err
+	}
+	cf = cf.DeepCopy()
+	cf.OS, cf.Architecture, cf.Created, cf.Config = old.OS, old.Architecture, old.Created, old.Config
+	return mutate.ConfigFile(flat, cf)
+}
