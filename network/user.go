@@ -1,0 +1,332 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// plan is the address plan of a user network. Every machine has a wire of its own, so all may use the same one.
+type plan struct {
+	net4, net6         netip.Prefix
+	gateway4, gateway6 netip.Addr // routes everything, answers DNS
+	host4, host6       netip.Addr // stand for the host's loopback
+	guest4, guest6     netip.Addr
+}
+
+// The IPv4 networks, in order of preference: the first that none of the host's interfaces uses. Hosts of the same
+// network elsewhere cannot be reached from the guest.
+var networks4 = [...]string{"10.0.2.0/24", "192.168.127.0/24", "172.31.254.0/24"}
+
+// network6 is a unique local prefix (RFC 4193). Its source addresses make resolvers prefer IPv4 for global names, which
+// is right as long as nobody knows whether the host has IPv6.
+const network6 = "fd6b:6372:6164::/64"
+
+// The hosts of both networks.
+const (
+	hostGateway = 1
+	hostHost    = 2
+	hostGuest   = 15
+)
+
+func newPlan(used []netip.Prefix) plan {
+	p := plan{net6: netip.MustParsePrefix(network6)}
+	for _, s := range networks4 {
+		p.net4 = netip.MustParsePrefix(s)
+		if !overlaps(p.net4, used) {
+			break
+		}
+	}
+	p.gateway4, p.gateway6 = nth(p.net4, hostGateway), nth(p.net6, hostGateway)
+	p.host4, p.host6 = nth(p.net4, hostHost), nth(p.net6, hostHost)
+	p.guest4, p.guest6 = nth(p.net4, hostGuest), nth(p.net6, hostGuest)
+	return p
+}
+
+func overlaps(p netip.Prefix, used []netip.Prefix) bool {
+	for _, u := range used {
+		if u.Overlaps(p) {
+			return true
+		}
+	}
+	return false
+}
+
+// nth is the n-th address of a network, n below 256.
+func nth(p netip.Prefix, n byte) netip.Addr {
+	b := p.Addr().AsSlice()
+	b[len(b)-1] = n
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}
+
+// hostPrefixes are the networks of the host's own interfaces.
+func hostPrefixes() []netip.Prefix {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil
+	}
+	var out []netip.Prefix
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			out = append(out, p.Masked())
+		}
+	}
+	return out
+}
+
+// limits bound what a guest can make this process hold.
+type limits struct {
+	tcp     int // flows
+	udp     int // sessions in each direction
+	echo    int // ICMP echo sessions
+	queries int // DNS queries under way
+}
+
+// newLimits leaves most of the process's descriptors to the process: a flow or a session holds one.
+func newLimits() limits {
+	l := limits{tcp: 4096, udp: 1024, echo: 64, queries: 256}
+	var r unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &r) == nil {
+		l.tcp = min(l.tcp, int(min(r.Cur, 1<<20))/2)
+		l.udp = min(l.udp, int(min(r.Cur, 1<<20))/8)
+		l.echo = min(l.echo, int(min(r.Cur, 1<<20))/16)
+		l.queries = min(l.queries, int(min(r.Cur, 1<<20))/16)
+	}
+	return l
+}
+
+// user is the wire of the in-process stack.
+//
+// Open binds ports and makes a socket pair; the stack itself is built by the first frame or the first connection, so
+// that a start pays nothing for it.
+type user struct {
+	plan  plan
+	guest Guest
+	ports []published
+
+	file      *os.File // QEMU's end
+	fileOnce  sync.Once
+	fileErr   error
+	conn      *net.UnixConn // ours
+	cancel    context.CancelFunc
+	gate      gate
+	closeOnce sync.Once
+
+	build sync.Once
+	net   *netstack // valid after build
+	make  func() *netstack
+}
+
+var _ Wire = (*user)(nil)
+
+func openUser(ctx context.Context, c Config, log *slog.Logger) (_ *user, retErr error) {
+	if c.MTU == 0 {
+		c.MTU = DefaultMTU
+	}
+	u := &user{plan: newPlan(hostPrefixes())}
+	defer func() {
+		if retErr != nil {
+			for _, p := range u.ports {
+				p.close()
+			}
+		}
+	}()
+	for _, p := range c.Ports {
+		bound, err := bindPort(ctx, p)
+		if err != nil {
+			return nil, err
+		}
+		u.ports = append(u.ports, bound...)
+	}
+	var err error
+	if u.conn, u.file, err = socketPair(); err != nil {
+		return nil, err
+	}
+	search := c.Search
+	if search == nil {
+		search = readResolvConf(resolvConf).search
+	}
+	u.guest = Guest{
+		MAC: c.MAC, MTU: c.MTU,
+		Addresses: []netip.Prefix{
+			netip.PrefixFrom(u.plan.guest4, u.plan.net4.Bits()),
+			netip.PrefixFrom(u.plan.guest6, u.plan.net6.Bits()),
+		},
+		Gateways: []netip.Addr{u.plan.gateway4, u.plan.gateway6},
+		DNS:      []netip.Addr{u.plan.gateway4},
+		Search:   search,
+		HostIP:   u.plan.host4,
+	}
+	if c.NoHost {
+		u.guest.HostIP = netip.Addr{}
+	}
+
+	// The wire outlives the call: only Close ends it.
+	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	u.cancel = cancel
+	u.make = func() *netstack { return newNetstack(run, c, u.plan, u.conn, &u.gate, log) }
+	u.gate.start(func() {
+		err := readFrames(u.conn, func(frame []byte) {
+			if n := u.stack(); n != nil {
+				n.deliver(frame)
+			}
+		})
+		if err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, unix.ECONNRESET) {
+			log.Error("the wire to the machine broke", "error", err)
+		}
+		_ = u.conn.Close() // writers end as well
+	})
+	for _, p := range u.ports {
+		u.gate.start(func() {
+			if p.tcp != nil {
+				acceptTCP(run, p, u.stack, log)
+			} else {
+				receiveUDP(run, p, u.stack, log)
+			}
+		})
+	}
+	return u, nil
+}
+
+// socketPair is a connected pair: our end, and QEMU's.
+func socketPair() (*net.UnixConn, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	for _, fd := range fds {
+		for _, opt := range []int{unix.SO_SNDBUF, unix.SO_RCVBUF} {
+			_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, opt, 1<<20) // as much of it as the host allows
+		}
+	}
+	ours := os.NewFile(uintptr(fds[0]), "netdev")
+	theirs := os.NewFile(uintptr(fds[1]), "netdev")
+	conn, err := net.FileConn(ours) // a copy
+	if err := errors.Join(err, ours.Close()); err != nil {
+		_ = theirs.Close()
+		return nil, nil, fmt.Errorf("socket pair: %w", err)
+	}
+	return conn.(*net.UnixConn), theirs, nil
+}
+
+// stack builds the stack when it is first needed. It is nil when the wire was closed before that.
+func (u *user) stack() *netstack {
+	u.build.Do(func() { u.net = u.make() })
+	return u.net
+}
+
+func (u *user) File() *os.File { return u.file }
+func (u *user) Guest() Guest   { return u.guest }
+
+func (u *user) CloseFile() error {
+	u.fileOnce.Do(func() { u.fileErr = u.file.Close() })
+	return u.fileErr
+}
+
+func (u *user) Netdev(id string, fd int) string {
+	return fmt.Sprintf("stream,id=%s,server=off,addr.type=fd,addr.str=%d", id, fd)
+}
+
+func (u *user) Ports() []Port {
+	var out []Port
+	for _, p := range u.ports {
+		out = append(out, p.Port)
+	}
+	return out
+}
+
+func (u *user) Close() error {
+	u.closeOnce.Do(func() {
+		u.cancel()
+		for _, p := range u.ports {
+			p.close()
+		}
+		_ = u.conn.Close()
+		u.gate.shut()
+		u.build.Do(func() {}) // nothing builds it from here on
+		if u.net != nil {
+			u.net.close()
+		}
+		u.gate.wait()
+	})
+	return u.CloseFile()
+}
+
+// gate counts goroutines and lets no new one in once it is shut.
+type gate struct {
+	mu   sync.Mutex
+	down bool
+	wg   sync.WaitGroup
+}
+
+// enter admits the calling goroutine, which must leave, or says that the gate is shut.
+func (g *gate) enter() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.down {
+		return false
+	}
+	g.wg.Add(1)
+	return true
+}
+
+func (g *gate) leave() { g.wg.Done() }
+
+// start runs f in a goroutine of its own unless the gate is shut.
+func (g *gate) start(f func()) bool {
+	if !g.enter() {
+		return false
+	}
+	go func() {
+		defer g.leave()
+		f()
+	}()
+	return true
+}
+
+func (g *gate) shut() {
+	g.mu.Lock()
+	g.down = true
+	g.mu.Unlock()
+}
+
+func (g *gate) wait() { g.wg.Wait() }
+
+// slots is a bounded number of something.
+type slots chan struct{}
+
+func (s slots) take() bool {
+	select {
+	case s <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+func (s slots) give() { <-s }
+
+// seldom limits how often something is said.
+type seldom struct {
+	mu   sync.Mutex
+	last time.Time
+}
+
+func (s *seldom) now() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t := time.Now(); t.Sub(s.last) > 10*time.Second {
+		s.last = t
+		return true
+	}
+	return false
+}
