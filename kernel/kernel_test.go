@@ -1,0 +1,224 @@
+package kernel
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/fstest"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/klauspost/compress/zstd"
+)
+
+func TestCommandLine(t *testing.T) {
+	digest := "sha256:" + strings.Repeat("0a", 32)
+	const links = " fb_tunnels=none dummy.numdummies=0 ifb.numifbs=0"
+	for _, tc := range []struct {
+		name string
+		in   Params
+		want string
+	}{
+		{"plain", Params{}, "console=hvc0 quiet panic=-1 reboot=t" + links},
+		{"verbose", Params{Verbose: true}, "console=hvc0 panic=-1 reboot=t" + links},
+		{"attested", Params{PodDigest: digest}, "console=hvc0 quiet panic=-1 reboot=t" + links + " cradle.pod=" + digest},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			got, err := CommandLine(tc.in)
+			if err != nil || got != tc.want {
+				t.Errorf("got %q, %v, want %q", got, err, tc.want)
+			}
+		})
+	}
+	for _, bad := range []string{"sha256:", digest + "0", strings.ToUpper(digest), "sha512:" + strings.Repeat("0a", 32),
+		"sha256:" + strings.Repeat(" a", 32), strings.Repeat("0a", 32)} {
+		if got, err := CommandLine(Params{PodDigest: bad}); err == nil {
+			t.Errorf("pod digest %q was accepted: %q", bad, got)
+		}
+	}
+}
+
+func TestTokensHaveReasons(t *testing.T) {
+	seen := map[string]bool{}
+	for _, tok := range tokens {
+		if len(tok.reason) < 20 {
+			t.Errorf("%s: the reason %q is none", tok.text, tok.reason)
+		}
+		if seen[tok.text] || strings.ContainsAny(tok.text, " \t\n\"") {
+			t.Errorf("%q is there twice, or is not one word", tok.text)
+		}
+		seen[tok.text] = true
+	}
+}
+
+func TestOptionsRefuse(t *testing.T) {
+	for _, tc := range []struct{ name, text, want string }{
+		{"no reason", "CONFIG_A=y\n", "reason"},
+		{"empty reason", "CONFIG_A=y #  \n", "reason"},
+		{"module", "CONFIG_A=m # modular\n", "reason"},
+		{"other text", "# fine\nhello\n", ":2:"},
+		{"twice", "CONFIG_A=y # one\nCONFIG_A=n # two\n", "already in"},
+		{"nothing", "# nothing\n", "no fragments"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, err := Options(fstest.MapFS{"config/a.config": {Data: []byte(tc.text)}})
+			if err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("got %v, want … %s …", err, tc.want)
+			}
+		})
+	}
+}
+
+// TestArtifact: the artefact in the tree was built from the configuration in the tree, and its final configuration
+// holds every option as asked.
+func TestArtifact(t *testing.T) {
+	tree := os.DirFS(".")
+	p, err := ReadProvenance(tree)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inputs, err := InputsDigest(tree)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.Inputs != inputs {
+		t.Errorf("the artefact was built from inputs %s, VERSION and config/ are now %s: run make kernel and commit its result", p.Inputs, inputs)
+	}
+	digest, err := Digest(tree)
+	if err != nil || digest != p.Vmlinux {
+		t.Errorf("%s says %s, the provenance %s (%v)", DigestFile, digest, p.Vmlinux, err)
+	}
+	config, err := fs.ReadFile(tree, ConfigFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprintf("%x", sha256.Sum256(config)); got != p.Config {
+		t.Errorf("%s has sha256 %s, the provenance says %s", ConfigFile, got, p.Config)
+	}
+	set := map[string]string{}
+	for line := range strings.Lines(string(config)) {
+		if name, value, ok := strings.Cut(strings.TrimSpace(line), "="); ok {
+			set[name] = value
+		}
+	}
+	options, err := Options(tree)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range options {
+		got := set[o.Name]
+		if got == "" {
+			got = "n"
+		}
+		if got != o.Value {
+			t.Errorf("%s asks for %s=%s, the kernel has %s", o.File, o.Name, o.Value, got)
+		}
+	}
+	version, err := fs.ReadFile(tree, "VERSION")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{"package=" + p.Package, "version=" + p.Release, "tarball_sha256=" + p.TarballSHA} {
+		if !strings.Contains(string(version), line+"\n") {
+			t.Errorf("VERSION lacks %q of the provenance", line)
+		}
+	}
+	dst := filepath.Join(t.TempDir(), "vmlinux")
+	if err := Unpack(t.Context(), tree, dst); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(dst)
+	if err != nil || info.Size() != p.VmlinuxBytes {
+		t.Errorf("unpacked %v bytes (%v), the provenance says %d", info.Size(), err, p.VmlinuxBytes)
+	}
+}
+
+func TestUnpackRefuses(t *testing.T) {
+	good := []byte("a kernel")
+	enc, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	packed := enc.EncodeAll(good, nil)
+	sum := sha256.Sum256(good)
+	line := hex.EncodeToString(sum[:]) + "  vmlinux\n"
+	tree := func(artifact []byte, digest string) fs.FS {
+		return fstest.MapFS{ArtifactFile: {Data: artifact}, DigestFile: {Data: []byte(digest)}}
+	}
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, tc := range []struct {
+		name string
+		ctx  context.Context
+		tree fs.FS
+		want string
+	}{
+		{"good", t.Context(), tree(packed, line), ""},
+		{"other contents", t.Context(), tree(enc.EncodeAll([]byte("a kernfl"), nil), line), "digest differs"},
+		{"truncated", t.Context(), tree(packed[:len(packed)-5], line), "unexpected EOF"},
+		{"not zstd", t.Context(), tree([]byte("junk, junk, junk"), line), "magic number mismatch"},
+		{"bomb", t.Context(), tree(enc.EncodeAll(make([]byte, maxSize+1), nil), line), "more than"},
+		{"no digest", t.Context(), tree(packed, ""), "not a line of sha256sum"},
+		{"digest of another file", t.Context(), tree(packed, strings.Replace(line, "vmlinux", "bzImage", 1)), "not a line of sha256sum"},
+		{"no artefact", t.Context(), fstest.MapFS{DigestFile: {Data: []byte(line)}}, "does not exist"},
+		{"cancelled", cancelled, tree(packed, line), "canceled"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			dir := t.TempDir()
+			err := Unpack(tc.ctx, tc.tree, filepath.Join(dir, "vmlinux"))
+			left, rerr := os.ReadDir(dir)
+			if rerr != nil {
+				t.Fatal(rerr)
+			}
+			if tc.want == "" {
+				if err != nil || len(left) != 1 {
+					t.Errorf("got %v and %d files, want none and 1", err, len(left))
+				}
+				return
+			}
+			if err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("got %v, want … %s …", err, tc.want)
+			}
+			if len(left) != 0 {
+				t.Errorf("left behind: %v", left)
+			}
+		})
+	}
+	if err := Unpack(t.Context(), tree(packed, line), "/nonexistent/dir/vmlinux"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no directory: got %v, want not exist", err)
+	}
+}
+
+func TestReadProvenanceRefuses(t *testing.T) {
+	for _, bad := range []string{"", "{", `{"version":2}`, `{"version":1,"unknown":1}`} {
+		if _, err := ReadProvenance(fstest.MapFS{ProvenanceFile: {Data: []byte(bad)}}); err == nil {
+			t.Errorf("%q was accepted", bad)
+		}
+	}
+}
+
+// TestInputsDigest: comments do not count, options and the pinned source do.
+func TestInputsDigest(t *testing.T) {
+	digest := func(version, options string) string {
+		d, err := InputsDigest(fstest.MapFS{"VERSION": {Data: []byte(version)}, "config/a.config": {Data: []byte(options)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	base := digest("version=1\n", "CONFIG_A=y # why\nCONFIG_B=n # why\n")
+	got := []bool{
+		base == digest("# other\nversion=1\n", "# text\nCONFIG_B=n # another why\nCONFIG_A=y # why\n"),
+		base == digest("version=2\n", "CONFIG_A=y # why\nCONFIG_B=n # why\n"),
+		base == digest("version=1\n", "CONFIG_A=y # why\nCONFIG_B=y # why\n"),
+	}
+	if d := cmp.Diff([]bool{true, false, false}, got); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+}
