@@ -11,6 +11,8 @@ type Placement struct {
 	Layers  []Extent `json:"layers,omitempty"`
 	Volumes []Drive  `json:"volumes,omitempty"` // of Pod.Volumes, by name
 
+	Shares  []Share  `json:"shares,omitempty"`  // of Pod.Binds, in its order
+
 	Network Network `json:"network"`
 
 	// Hold leaves the containers in state "created": the API starts them.
@@ -30,6 +32,11 @@ type Extent struct {
 type Drive struct {
 	Name   string `json:"name"`   // of the volume
 	Serial string `json:"serial"` // of the virtio-blk device
+}
+
+// Share says what the host serves for a bind mount.
+type Share struct {
+	File string `json:"file,omitempty"` // name of the file in the served directory; empty: the directory itself
 }
 
 // Network is the pod's wire as the guest must set it up. Without interfaces there is only loopback.

@@ -234,6 +234,25 @@ func (p *Pod) Encode() ([]byte, error) {
 // Args is the process of a container: entrypoint, then command.
 func (c *Container) Args() []string { return slices.Concat(c.Entrypoint, c.Cmd) }
 
+// Bind is a mount of a host's directory or file in one container.
+type Bind struct {
+	Container string // name
+	Mount     Mount
+}
+
+// Binds returns the mounts of kind MountBind in the order of the document; Placement.Shares has the same order.
+func (p *Pod) Binds() []Bind {
+	var out []Bind
+	for _, c := range p.Containers {
+		for _, m := range c.Mounts {
+			if m.Type == MountBind {
+				out = append(out, Bind{Container: c.Name, Mount: m})
+			}
+		}
+	}
+	return out
+}
+
 // Container returns the container of that name, or nil.
 func (p *Pod) Container(name string) *Container {
 	for i := range p.Containers {

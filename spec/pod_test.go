@@ -139,6 +139,19 @@ func TestPodLayers(t *testing.T) {
 	}
 }
 
+func TestPodBinds(t *testing.T) {
+	p := validPod()
+	a := Mount{Type: MountBind, Source: "/srv", Target: "/a"}
+	b := Mount{Type: MountBind, Source: "/srv", Target: "/b", ReadOnly: true}
+	second := p.Containers[0]
+	second.Name, second.Mounts = "second", []Mount{b}
+	p.Containers[0].Mounts = append(p.Containers[0].Mounts, a)
+	p.Containers = append(p.Containers, second)
+	if d := cmp.Diff([]Bind{{"web", a}, {"second", b}}, p.Binds()); d != "" {
+		t.Errorf("Binds (-want +got):\n%s", d)
+	}
+}
+
 func FuzzParsePod(f *testing.F) {
 	good, err := validPod().Encode()
 	if err != nil {

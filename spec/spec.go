@@ -18,7 +18,11 @@ import (
 const (
 	PortVdocker uint32 = 1 // the Docker Engine API
 	PortControl uint32 = 2 // launch, output, state, stop: frames of control.go
+	PortShare   uint32 = 3 // directories of the host: each stream is two bytes of ShareHeader, then 9P2000.L with the host as server
 )
+
+// ShareHeader opens a stream on PortShare: the index in Pod.Binds of the mount it serves, big endian.
+const ShareHeader = 2
 
 // Names that QEMU's command line and the guest must spell alike.
 const (
