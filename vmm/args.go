@@ -10,13 +10,12 @@ import (
 )
 
 const (
-	fewSlots  = 8  // virtio-mmio places of a microvm with one I/O APIC
-	manySlots = 24 // with two
-	maxVCPUs  = 64 // NR_CPUS of the guest kernel
+	slots    = 8  // virtio-mmio places of a microvm without ACPI; its second I/O APIC, with 16 more, needs ACPI
+	maxVCPUs = 64 // NR_CPUS of the guest kernel
 )
 
-// maxCommandLine is COMMAND_LINE_SIZE of x86 less what QEMU appends: "virtio_mmio.device=512@0xfeb02e00:23" per device.
-func (c Config) maxCommandLine() int { return 2048 - 1 - 40*c.devices() }
+// maxCommandLine is COMMAND_LINE_SIZE of x86 less what QEMU appends: "virtio_mmio.device=512@0xfeb02e00:23" per place.
+func (c Config) maxCommandLine() int { return 2048 - 1 - 40*slots }
 
 // engines is everything in which the engines differ on QEMU's command line.
 var engines = map[Engine]struct {
@@ -70,9 +69,9 @@ func (c Config) files() []file {
 	return fs
 }
 
-// devices counts the places that are taken: serial, random, memory balloon, then what the config asks for.
+// devices counts the places that are needed: serial, memory balloon, then what the config asks for.
 func (c Config) devices() int {
-	n := 3 + len(c.Drives)
+	n := 2 + len(c.Drives)
 	if c.CID != 0 {
 		n++
 	}
@@ -81,6 +80,9 @@ func (c Config) devices() int {
 	}
 	return n
 }
+
+// random says whether a place is left for the random device: the guest is seeded by its processor and its host anyway.
+func (c Config) random() bool { return c.devices() < slots }
 
 func (c Config) vcpus() int { return max(1, c.VCPUs) }
 
@@ -105,9 +107,6 @@ func (c Config) Args() []string {
 	}
 	e := engines[c.Engine]
 	machine := "microvm,acpi=off,x-option-roms=off,isa-serial=off,memory-backend=memory" + e.machine
-	if c.devices() > fewSlots {
-		machine += ",ioapic2=on"
-	}
 	name := c.Name
 	if name == "" {
 		name = "kcradle"
@@ -125,6 +124,8 @@ func (c Config) Args() []string {
 	a = append(a, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot")
 	add("-sandbox", "%s", sandbox)
 	add("-msg", "timestamp=off")
+	// Virtio as of version 1: vsock knows no other, and QEMU's default for virtio-mmio is the one before.
+	add("-global", "virtio-mmio.force-legacy=off")
 
 	add("-chardev", "socket,id=qmp,fd=%d", number["qmp"])
 	add("-mon", "chardev=qmp,mode=control")
@@ -144,7 +145,9 @@ func (c Config) Args() []string {
 	// A listening socket: the host may come and go.
 	add("-chardev", "socket,id=channel,fd=%d,server=on,wait=off", number["channel"])
 	add("-device", "virtserialport,bus=serial.0,nr=1,chardev=channel,id=channel,name=%s", spec.ChannelPortName)
-	add("-device", "virtio-rng-device,id=random")
+	if c.random() {
+		add("-device", "virtio-rng-device,id=random")
+	}
 	// What the guest frees goes back to the host.
 	add("-device", "virtio-balloon-device,id=balloon,free-page-reporting=on")
 	if c.CID != 0 {
@@ -192,10 +195,11 @@ func (c Config) Args() []string {
 // escape doubles commas, which separate QEMU's options.
 func escape(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 
-// descriptor is the VMDK text that shows the extents of drive i as one device. Offsets and lengths are in sectors.
+// descriptor is the VMDK text that shows the extents of drive i as one device. Offsets and lengths are in sectors. There is
+// no empty line: QEMU reads the line behind one twice.
 func (c Config) descriptor(i int) string {
 	var b strings.Builder
-	b.WriteString("# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"twoGbMaxExtentFlat\"\n\n")
+	b.WriteString("# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"twoGbMaxExtentFlat\"\n")
 	for n, f := range c.files() {
 		if f.role == "extent" && f.drive == i {
 			fmt.Fprintf(&b, "RW %d FLAT \"/dev/fdset/%d\" 0\n", (f.size+ExtentAlignment-1)/ExtentAlignment*(ExtentAlignment/512), firstFile+n)

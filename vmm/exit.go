@@ -92,6 +92,9 @@ func (e ending) exit() Exit {
 		x.Reason, x.Message = GuestShutdown, "the guest switched itself off"
 	case e.shutdown == "host-signal", e.shutdown == "host-qmp-quit":
 		x.Reason, x.Message = Signalled, "QEMU was asked to end by somebody else than kcradle"
+	case x.Code == 0:
+		// The guest was faster than QEMU's control protocol, which tells nothing before its handshake.
+		x.Reason, x.Message = GuestReset, "the guest ended the machine"
 	case !e.greeted:
 		x.Reason, x.Message = QEMUFailure, fmt.Sprintf("QEMU did not start (exit code %d)%s", x.Code, parenthesis(lastWords(e.stderr, "")))
 	default:

@@ -299,22 +299,22 @@ func listen() (file *os.File, address *socketAddress, err error) {
 	return file, &socketAddress{file: os.NewFile(uintptr(fd), path)}, nil
 }
 
-// memoryFile is a file without a name that cannot be changed any more.
+// memoryFile is a file without a name that cannot be changed any more, opened for reading.
 func memoryFile(name string, contents []byte) (*os.File, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
 		return nil, os.NewSyscallError("memfd_create", err)
 	}
 	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
 	if _, err := f.Write(contents); err != nil {
-		_ = f.Close()
 		return nil, fmt.Errorf("memory file %s: %w", name, err)
 	}
 	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_WRITE|unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_SEAL); err != nil {
-		_ = f.Close()
 		return nil, os.NewSyscallError("seal "+name, err)
 	}
-	return f, nil
+	// QEMU takes a descriptor from a set only in the mode it asks for.
+	return os.Open("/proc/self/fd/" + strconv.Itoa(int(f.Fd())))
 }
 
 // readable opens a file that QEMU opens once more, by /proc/self/fd: when its user may not, a copy in memory.

@@ -94,7 +94,8 @@ type Credential struct {
 	Groups   []uint32 // supplementary
 }
 
-// ErrSlots is in the error of a Config with more devices than a microvm has places for.
+// ErrSlots is in the error of a Config with more devices than a microvm has places for: up to six drives without a wire and
+// without AF_VSOCK, one less with either, two less with both.
 var ErrSlots = errors.New("too many devices")
 
 // Validate names everything that is missing or wrong, without looking at the file system.
@@ -154,8 +155,8 @@ func (c Config) Validate() error {
 			bad("wire: MAC address %q is none", c.Wire.MAC)
 		}
 	}
-	if n := c.devices(); n > manySlots {
-		bad("%d drives make %d devices, and a microvm has places for %d: %w", len(c.Drives), n, manySlots, ErrSlots)
+	if n := c.devices(); n > slots {
+		bad("%w: %d drives make %d, and a microvm has places for %d; leave %d out", ErrSlots, len(c.Drives), n, slots, n-slots)
 	}
 	if c.RunAs != nil && (c.RunAs.UID == 0 || c.RunAs.GID == 0) {
 		bad("run as: user %d and group %d: root is what this is there to avoid", c.RunAs.UID, c.RunAs.GID)
