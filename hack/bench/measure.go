@@ -85,9 +85,9 @@ func setUp(ctx context.Context, c config) (_ *bench, err error) {
 	for _, cmd := range []*exec.Cmd{
 		b.dockerd.Docker(ctx, "load", "--quiet", "--input", busybox.Archive),
 		b.dockerd.Docker(ctx, append([]string{"run", "-d", "--network", "none", "--name", "c", busybox.Ref}, forever...)...),
-		b.command(ctx, "summon", "--network", "none", b.runDir, source, "--", "echo", "hello"),
-		b.command(ctx, append([]string{"summon", "--network", "none", "--name", "c", b.podDir, source, "--"}, forever...)...),
-		b.command(ctx, "run", "-d", b.podDir),
+		b.command(ctx, "summon", b.runDir, source, "--", "echo", "hello"),
+		b.command(ctx, append([]string{"summon", "--name", "c", b.podDir, source, "--"}, forever...)...),
+		b.command(ctx, "run", "-d", "--network", "none", b.podDir),
 	} {
 		if err := quiet(cmd); err != nil {
 			return nil, err
@@ -188,7 +188,7 @@ func runFloor(ctx context.Context, b *bench) (sample, error) {
 }
 
 func runKcradle(ctx context.Context, b *bench) (sample, error) {
-	return measure(b.command(ctx, "run", b.runDir), "hello")
+	return measure(b.command(ctx, "run", "--network", "none", b.runDir), "hello")
 }
 
 func runDocker(ctx context.Context, b *bench) (sample, error) {

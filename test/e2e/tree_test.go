@@ -77,8 +77,8 @@ func TestTree(t *testing.T) {
 
 			succeed(t, d.Docker(t.Context(), "load", "--input", forDocker))
 			want := lines(succeed(t, d.Docker(t.Context(), "run", "--rm", "--network", "none", ref)))
-			p := summon(t, "docker-archive:"+archive, "--network", "none")
-			got := lines(succeed(t, command(t, "run", p.dir)))
+			p := summon(t, "docker-archive:"+archive)
+			got := lines(succeed(t, command(t, "run", "--network", "none", p.dir)))
 
 			if len(want) < 100 {
 				t.Fatalf("the tree under dockerd has %d lines, which cannot be all", len(want))

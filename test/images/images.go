@@ -71,7 +71,8 @@ func Names() []string {
 	return names
 }
 
-// Build returns the image called name and makes it first when the cache has not got it. It needs to be root for that.
+// Build returns the image called name and makes it first when the cache has not got it. It needs to be root for those
+// that hold Debian packages.
 func (c *Cache) Build(ctx context.Context, name string) (*Built, error) {
 	r, err := find(name)
 	if err != nil {
@@ -89,7 +90,7 @@ func (c *Cache) Build(ctx context.Context, name string) (*Built, error) {
 	if exists(b.Layout) {
 		return b, nil
 	}
-	if os.Geteuid() != 0 {
+	if r.root() && os.Geteuid() != 0 {
 		return nil, fmt.Errorf("build image %s: devices and owners of an image can be made by root only (run as root)", name)
 	}
 	unlock, err := c.lock(ctx)
@@ -193,6 +194,15 @@ func find(name string) (*recipe, error) {
 		return nil, fmt.Errorf("no recipe for an image %q (there are %s)", name, strings.Join(Names(), ", "))
 	}
 	return rs[i], nil
+}
+
+// root says that the image is made in a root directory, which only root can.
+func (r *recipe) root() bool {
+	if r.base || len(r.packages) > 0 || r.script != "" {
+		return true
+	}
+	p, err := find(r.parent)
+	return err == nil && p.root()
 }
 
 // key is the digest of all that shapes the image.

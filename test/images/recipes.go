@@ -58,6 +58,19 @@ func recipes() []*recipe {
 			config:  v1.Config{Env: []string{pathEnv}, Cmd: []string{"sh"}},
 		},
 		{
+			// The demo's: a web server in a megabyte or two.
+			name:   "demo",
+			parent: "busybox",
+			files: []file{
+				{Path: "www/index.html", Mode: 0o644, Body: "Hello from a machine of its own.\n"},
+			},
+			config: v1.Config{
+				Env:          []string{pathEnv},
+				Cmd:          []string{"httpd", "-f", "-vv", "-p", "80", "-h", "/www"},
+				ExposedPorts: map[string]struct{}{"80/tcp": {}},
+			},
+		},
+		{
 			name:    "debian",
 			version: "2",
 			base:    true,
