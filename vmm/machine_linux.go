@@ -580,3 +580,7 @@ func residentSize(pid int) (int64, error) {
 	}
 	return pages * int64(os.Getpagesize()), nil
 }
+
+// Disconnect ends the channel's session, and with it every connection over the serial port, as a restored machine or
+// a lost supervisor would. The next Dial begins another.
+func (m *Machine) Disconnect() { m.channel.Disconnect() }

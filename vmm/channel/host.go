@@ -213,3 +213,18 @@ func (h *Host) Close() error {
 	a.release()
 	return nil
 }
+
+// Disconnect ends the session that is there, and every connection over the serial port with it. The next Dial begins
+// another.
+func (h *Host) Disconnect() {
+	h.mu.Lock()
+	a := h.attempt
+	h.mu.Unlock()
+	select {
+	case <-a.ready:
+		if a.mux != nil {
+			_ = a.mux.session.Close()
+		}
+	default:
+	}
+}
