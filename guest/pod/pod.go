@@ -68,6 +68,7 @@ func (c *Container) Resize(height, width uint) error                     { retur
 func (c *Container) Logs(o LogOptions) (*LogReader, error)               { return nil, errTodo }
 func (c *Container) Attach(o AttachOptions) (*Attachment, error)         { return nil, errTodo }
 func (c *Container) Exec(cfg ExecConfig) (*Exec, error)                  { return nil, errTodo }
+// Top: package guest/ps lists processes as ps(1) does: ps.List("/proc", pids of the cgroup tree, psArgs).
 func (c *Container) Top(psArgs []string) (titles []string, rows [][]string, err error) {
 	return nil, nil, errTodo
 }
