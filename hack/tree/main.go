@@ -50,11 +50,12 @@ type lister struct {
 	root  string
 	skip  map[string]bool
 	first map[inode]string
+	sums  map[inode]string // of files with several names: each is read once
 }
 
 // list writes root's tree to w without the paths in skip, which are absolute as seen from root, and what lies below.
 func list(w io.Writer, root string, skip []string) error {
-	l := &lister{w: w, root: root, skip: map[string]bool{}, first: map[inode]string{}}
+	l := &lister{w: w, root: root, skip: map[string]bool{}, first: map[inode]string{}, sums: map[inode]string{}}
 	for _, s := range skip {
 		l.skip[s] = true
 	}
@@ -95,18 +96,22 @@ func (l *lister) walk(path string) error {
 
 func (l *lister) describe(path, full string, st *unix.Stat_t) (string, error) {
 	size, target, sum, links := "-", "-", "-", "-"
-	kind := ""
+	kind, key := "", inode{st.Dev, st.Ino}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
 		kind = "dir"
 	case unix.S_IFREG:
 		kind = "file"
 		size = strconv.FormatInt(st.Size, 10)
-		s, err := digest(full)
-		if err != nil {
-			return "", err
+		var err error
+		if sum = l.sums[key]; sum == "" {
+			if sum, err = digest(full); err != nil {
+				return "", err
+			}
 		}
-		sum = s
+		if st.Nlink > 1 {
+			l.sums[key] = sum
+		}
 	case unix.S_IFLNK:
 		kind = "link"
 		t, err := os.Readlink(full)
@@ -126,7 +131,6 @@ func (l *lister) describe(path, full string, st *unix.Stat_t) (string, error) {
 		target = fmt.Sprintf("%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
 	}
 	if kind != "dir" {
-		key := inode{st.Dev, st.Ino}
 		if l.first[key] == "" {
 			l.first[key] = path
 		}
@@ -171,7 +175,8 @@ func xattrs(path string) (string, error) {
 	}
 	var out []string
 	for name := range strings.SplitSeq(strings.TrimRight(string(names[:n]), "\x00"), "\x00") {
-		if strings.HasPrefix(name, "trusted.overlay.") || name == "security.selinux" {
+		// A stacking file system answers the first call with a size that counts names it then hides.
+		if name == "" || strings.HasPrefix(name, "trusted.overlay.") || name == "security.selinux" {
 			continue
 		}
 		size, err := unix.Lgetxattr(path, name, nil)
