@@ -133,7 +133,7 @@ func (d *Dirs) Mount(ctx context.Context, i int, file string, readOnly bool) (so
 		return "", fmt.Errorf("%q is not the name of a file", file)
 	}
 	dir := filepath.Join(d.base, strconv.Itoa(i))
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
 	c, err := d.take(ctx, i)
