@@ -19,9 +19,9 @@ echo "# identity"; id; pwd; umask; hostname; env | sort
 echo "# rights"; grep -E '^(Cap|NoNewPrivs|Groups|SigIgn|SigBlk)' /proc/self/status
 echo "# limits"; cat /proc/self/oom_score_adj
 echo "# devices"; cd /dev; for f in *; do stat -c '%N %F %a %u:%g %t,%T' $f; done
-echo "# mounts"; awk '{ print $2, $3 }' /proc/self/mounts | grep -E ' (proc|tmpfs|devpts|sysfs|mqueue)$' | sort
-echo "# masked"; for f in /proc/kcore /proc/keys /proc/timer_list; do wc -c <$f; done; ls -A /proc/scsi /sys/firmware
-echo "# read-only"; for f in /proc/sys/kernel/domainname /proc/sysrq-trigger /sys/power; do test -w $f && echo "$f can be written"; done
+echo "# mounts"; awk '{ print $2, $3 }' /proc/self/mounts | grep -E ' (proc|tmpfs|devpts|sysfs|mqueue)$' | grep -Ev '^(/proc/|/sys/fs/cgroup)' | sort
+echo "# masked"; for f in /proc/keys /proc/timer_list; do wc -c <$f; done; ls -A /sys/firmware
+echo "# read-only"; for f in /proc/sys/kernel/domainname /proc/sysrq-trigger /sys/kernel/rcu_normal; do (: >>$f) 2>/dev/null && echo "$f can be written"; done
 echo "# files"; cat /etc/hostname; ls -ld /etc/hosts /etc/hostname /etc/resolv.conf | cut -c 1-10
 echo "# processes"; ps -o pid,args | head -n 2
 echo "on stderr" >&2

@@ -11,10 +11,12 @@ type rewrite struct {
 	with    string
 }
 
-// What may differ: IDs, times, and process numbers.
+// What may differ: IDs, times, and the process numbers of docker top.
 func rewrites() []rewrite {
 	re := regexp.MustCompile
 	return []rewrite{
+		{re(`(?m)^((?:root +)?)\d+ +((?:\d+ +\d+ +\d\d:\d\d)|sleep)`), "$1<pid> $2"},
+		{re(`<pid> \d+ +\d+ +\d\d:\d\d`), "<pid> <parent> <C> <start>"},
 		{re(`\b[0-9a-f]{64}\b`), "<id>"},
 		{re(`\b[0-9a-f]{12}\b`), "<id>"},
 		{re(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+(Z|[+-]\d\d:\d\d)`), "<time>"},
@@ -23,24 +25,15 @@ func rewrites() []rewrite {
 	}
 }
 
-// Debian's dockerd is 20.10, the pod speaks as 28 does. Where the wording has changed in between, the old one is
-// rewritten to the new.
-func newWordings() []rewrite {
-	re := regexp.MustCompile
-	return []rewrite{
-		// 28 begins its errors in lower case.
-		{re(`Error response from daemon: (Cannot|Container|Invalid) `), "Error response from daemon: \x00$1 "},
-	}
-}
+// Debian's dockerd is 20.10, the pod speaks as 28 does: it begins its errors in lower case.
+var capital = regexp.MustCompile(`Error response from daemon: (Cannot|Container|Invalid) `)
 
 func (r result) normal() result {
 	for _, s := range []*string{&r.Stdout, &r.Stderr} {
-		for _, w := range append(rewrites(), newWordings()...) {
+		for _, w := range rewrites() {
 			*s = w.pattern.ReplaceAllString(*s, w.with)
 		}
-		for i := strings.IndexByte(*s, 0); i >= 0; i = strings.IndexByte(*s, 0) {
-			*s = (*s)[:i] + strings.ToLower((*s)[i+1:i+2]) + (*s)[i+2:]
-		}
+		*s = capital.ReplaceAllStringFunc(*s, strings.ToLower)
 	}
 	return r
 }

@@ -62,8 +62,8 @@ func (r *tour) lists() {
 	r.both("inspect", docker("inspect", "-f", "{{.Path}} {{json .Args}} {{json .Config.Env}} {{json .Config.Labels}} {{.Config.Image}} {{.State.Status}} {{.State.Running}} {{.HostConfig.NetworkMode}} {{json .Mounts}} {{.Config.Hostname}} {{.Config.Tty}} {{.Config.OpenStdin}} {{json .Config.StopTimeout}}", "main", "shell", "cat"))
 	r.both("inspect of user", docker("inspect", "-f", "{{.Config.User}} {{.Config.WorkingDir}} {{.HostConfig.ReadonlyRootfs}}", "idle", "readonly"))
 	r.both("port", docker("port", "main"))
-	r.both("top", docker("top", "idle"))
-	r.both("top with columns", docker("top", "idle", "-o", "pid,comm,args"))
+	r.both("top", docker("top", "readonly"))
+	r.both("top with columns", docker("top", "readonly", "-o", "pid,comm,args"))
 	r.both("stats", docker("stats", "--no-stream", "--format", "{{.Name}} {{.PIDs}} {{.NetIO}}", "idle"))
 	r.both("stats of a stopped one", docker("stats", "--no-stream", "--format", "{{.Name}} {{.PIDs}} {{.CPUPerc}}", "quick"))
 	r.both("images", docker("images", "--format", "{{.Repository}} {{.Tag}}"))
@@ -95,7 +95,7 @@ func (r *tour) execs() {
 		{"main", "env"}, {"-w", "/etc", "main", "pwd"}, {"-w", "/no/such/dir", "main", "pwd"}, {"idle", "pwd"},
 		{"-u", "user", "main", "id"}, {"-u", "1234:99", "main", "id"}, {"-u", "nobody-here", "main", "id"}, {"idle", "id"}, {"-u", "0", "idle", "id"},
 		{"main", "sh", "-c", "grep -E '^(CapEff|CapBnd|CapInh|NoNewPrivs|Seccomp):' /proc/self/status"},
-		{"main", "sh", "-c", "head -c 1000000 /dev/zero"},
+		{"main", "sh", "-c", "head -c 1000000 /dev/zero | tr '\\0' y"},
 		{"main", "hostname"}, {"main", "cat", "/etc/hostname"}, {"main", "sh", "-c", "ls /proc/self/fd | wc -l"},
 		{"nobody", "true"}, {"quick", "true"},
 		{"-d", "main", "sh", "-c", "echo detached > /tmp/detached"},
