@@ -1,0 +1,170 @@
+// Package disk finds a machine's block devices by their serial numbers, cuts the layers drive into layers and mounts
+// what is on them.
+//
+//	drives, err := disk.Drives()
+//	dev, err := disk.Linear("layer0", drives["layers"], offset, length)
+//	err = disk.MountLayer(dev, "/run/layers/0")
+//	err = disk.MountWritable(drives["scratch"], "/run/scratch")
+package disk
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// SectorSize is the unit of the kernel's block layer.
+const SectorSize = 512
+
+// Drive is a block device of the machine.
+type Drive struct {
+	Path string // /dev/vda
+	Size int64  // bytes
+}
+
+// Drives maps serial numbers to virtio block devices.
+func Drives() (map[string]Drive, error) { return drives("/sys/block", "/dev") }
+
+func drives(sys, dev string) (map[string]Drive, error) {
+	entries, err := os.ReadDir(sys)
+	if err != nil {
+		return nil, fmt.Errorf("list block devices: %w", err)
+	}
+	out := map[string]Drive{}
+	for _, e := range entries {
+		name := e.Name()
+		if !strings.HasPrefix(name, "vd") {
+			continue
+		}
+		b, err := os.ReadFile(filepath.Join(sys, name, "serial"))
+		if err != nil {
+			return nil, fmt.Errorf("read the serial number of %s: %w", name, err)
+		}
+		serial := strings.TrimRight(string(b), "\x00\n ")
+		if serial == "" {
+			continue
+		}
+		if other, ok := out[serial]; ok {
+			return nil, fmt.Errorf("the drives %s and %s/%s have the same serial number %q", other.Path, dev, name, serial)
+		}
+		b, err = os.ReadFile(filepath.Join(sys, name, "size"))
+		if err != nil {
+			return nil, fmt.Errorf("read the size of %s: %w", name, err)
+		}
+		sectors, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("read the size of %s: %w", name, err)
+		}
+		out[serial] = Drive{Path: filepath.Join(dev, name), Size: sectors * SectorSize}
+	}
+	return out, nil
+}
+
+// Find returns the drive of a serial number, or says which ones there are.
+func Find(all map[string]Drive, serial string) (Drive, error) {
+	if d, ok := all[serial]; ok {
+		return d, nil
+	}
+	var have []string
+	for s := range all {
+		have = append(have, strconv.Quote(s))
+	}
+	slices.Sort(have)
+	if have == nil {
+		have = []string{"none"}
+	}
+	return Drive{}, fmt.Errorf("the machine has no drive with the serial number %q (it has: %s)", serial, strings.Join(have, ", "))
+}
+
+// Linear makes a read-only block device of length bytes at offset of a drive, by the device mapper.
+func Linear(name string, d Drive, offset, length int64) (dev string, err error) {
+	switch {
+	case offset < 0 || length <= 0 || offset%SectorSize != 0 || length%SectorSize != 0:
+		return "", fmt.Errorf("cut %s out of %s: %d bytes at %d are no whole sectors", name, d.Path, length, offset)
+	case offset > d.Size || length > d.Size-offset:
+		return "", fmt.Errorf("cut %s out of %s: %d bytes at %d do not fit its %d bytes", name, d.Path, length, offset, d.Size)
+	}
+	minor, err := createLinear(name, d.Path, offset/SectorSize, length/SectorSize)
+	if err != nil {
+		return "", fmt.Errorf("cut %s out of %s: %w", name, d.Path, err)
+	}
+	return fmt.Sprintf("/dev/dm-%d", minor), nil
+}
+
+// Remove takes a device of Linear away.
+func Remove(name string) error {
+	if err := removeDevice(name); err != nil {
+		return fmt.Errorf("remove device %s: %w", name, err)
+	}
+	return nil
+}
+
+// MountLayer mounts an EROFS image.
+func MountLayer(dev, dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount(dev, dir, "erofs", unix.MS_RDONLY, ""); err != nil {
+		return fmt.Errorf("mount layer %s: %w (is the image damaged? kcradle rmi and pull make it anew)", dev, err)
+	}
+	return nil
+}
+
+// ext4 superblock: at byte 1024 of the device, its magic number at byte 56 of it (Documentation/filesystems/ext4).
+const (
+	ext4Magic       = 0xef53
+	ext4MagicOffset = 1024 + 56
+)
+
+// MountWritable mounts an ext4 file system read and write. Its journal is replayed by the mount: no check is needed
+// after a crash. Access times are not kept, because each read would become a write; freed blocks are given back to the
+// host's sparse file; after an error the file system turns read-only rather than spreading the damage.
+func MountWritable(d Drive, dir string) error {
+	f, err := os.Open(d.Path)
+	if err != nil {
+		return err
+	}
+	var magic [2]byte
+	_, err = f.ReadAt(magic[:], ext4MagicOffset)
+	f.Close()
+	if err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("read %s: %w", d.Path, err)
+	}
+	if !bytes.Equal(magic[:], []byte{ext4Magic & 0xff, ext4Magic >> 8}) {
+		return fmt.Errorf("%s holds no ext4 file system; the host makes it when it makes the disk", d.Path)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	if err := unix.Mount(d.Path, dir, "ext4", unix.MS_NOATIME, "discard,errors=remount-ro"); err != nil {
+		return fmt.Errorf("mount %s: %w", d.Path, err)
+	}
+	return nil
+}
+
+// AwaitFree waits until no file system holds a drive any more, which is when all its data is on it: an unmounted file
+// system lives on while a namespace that still ends refers to it.
+func AwaitFree(d Drive, limit time.Duration) error {
+	deadline := time.Now().Add(limit)
+	for pause := 200 * time.Microsecond; ; pause *= 2 {
+		// Exclusive opening of a block device fails while something is mounted from it.
+		fd, err := unix.Open(d.Path, unix.O_RDWR|unix.O_EXCL|unix.O_CLOEXEC, 0)
+		if err == nil {
+			return unix.Close(fd)
+		}
+		if err != unix.EBUSY || time.Now().After(deadline) {
+			return &fs.PathError{Op: "open exclusively", Path: d.Path, Err: err}
+		}
+		time.Sleep(pause) // the kernel announces the end of a superblock to nobody
+	}
+}

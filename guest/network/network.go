@@ -1,0 +1,210 @@
+// Package network sets up a pod's wire as the placement assigns it: interfaces found by MAC address, renamed, addressed,
+// routed, and the files that programs read about names.
+//
+//	err := network.Up(placement.Network)
+//	hosts := network.Hosts(pod, placement.Network)
+package network
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/kcradle/kcradle/spec"
+)
+
+// Up brings up loopback and the interfaces of n. There is no DHCP and no duplicate address detection: the addresses are
+// assigned, and waiting would delay every start by a second.
+func Up(n *spec.Network) error {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("open netlink: %w", err)
+	}
+	defer h.Close()
+	lo, err := h.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find loopback: %w", err)
+	}
+	if err := h.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("set loopback up: %w", err)
+	}
+	if len(n.Interfaces) == 0 {
+		return nil
+	}
+	links, err := h.LinkList()
+	if err != nil {
+		return fmt.Errorf("list network interfaces: %w", err)
+	}
+	for i := range n.Interfaces {
+		if err := up(h, links, &n.Interfaces[i]); err != nil {
+			return fmt.Errorf("set up network interface %s: %w", n.Interfaces[i].Name, err)
+		}
+	}
+	return nil
+}
+
+func up(h *netlink.Handle, links []netlink.Link, want *spec.Interface) error {
+	mac, err := net.ParseMAC(want.MAC)
+	if err != nil {
+		return err
+	}
+	var link netlink.Link
+	for _, l := range links {
+		if bytes.Equal(l.Attrs().HardwareAddr, mac) {
+			link = l
+		}
+	}
+	if link == nil {
+		return fmt.Errorf("the machine has no interface with the MAC address %s", want.MAC)
+	}
+	if link.Attrs().Name != want.Name {
+		if link.Attrs().Flags&net.FlagUp != 0 {
+			if err := h.LinkSetDown(link); err != nil {
+				return fmt.Errorf("set down: %w", err)
+			}
+		}
+		if err := h.LinkSetName(link, want.Name); err != nil {
+			return fmt.Errorf("rename %s: %w", link.Attrs().Name, err)
+		}
+	}
+	if want.MTU != 0 && want.MTU != link.Attrs().MTU {
+		if err := h.LinkSetMTU(link, want.MTU); err != nil {
+			return fmt.Errorf("set MTU %d: %w", want.MTU, err)
+		}
+	}
+	var six bool
+	for _, a := range want.Addresses {
+		prefix, err := netip.ParsePrefix(a)
+		if err != nil {
+			return err
+		}
+		six = six || prefix.Addr().Is6()
+		addr := &netlink.Addr{IPNet: &net.IPNet{
+			IP:   prefix.Addr().AsSlice(),
+			Mask: net.CIDRMask(prefix.Bits(), prefix.Addr().BitLen()),
+		}}
+		if prefix.Addr().Is6() {
+			addr.Flags = unix.IFA_F_NODAD
+		}
+		if err := h.AddrAdd(link, addr); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("add address %s: %w", a, err)
+		}
+	}
+	if six {
+		// Neither the link-local address nor router advertisements: what the pod has is what it was assigned.
+		for _, s := range [][2]string{{"accept_dad", "0"}, {"accept_ra", "0"}} {
+			file := "/proc/sys/net/ipv6/conf/" + want.Name + "/" + s[0]
+			if err := os.WriteFile(file, []byte(s[1]), 0); err != nil {
+				return err
+			}
+		}
+	}
+	if err := h.LinkSetUp(link); err != nil {
+		return fmt.Errorf("set up: %w", err)
+	}
+	for _, g := range want.Gateways {
+		gw, err := netip.ParseAddr(g)
+		if err != nil {
+			return err
+		}
+		bits := 32
+		if gw.Is6() {
+			bits = 128
+		}
+		r := &netlink.Route{
+			LinkIndex: link.Attrs().Index,
+			Dst:       &net.IPNet{IP: make(net.IP, bits/8), Mask: net.CIDRMask(0, bits)},
+			Gw:        gw.AsSlice(),
+		}
+		if err := h.RouteReplace(r); err != nil {
+			return fmt.Errorf("add route by %s: %w", g, err)
+		}
+	}
+	return nil
+}
+
+// hostGateway is the address in an extra host that stands for the host's own.
+const hostGateway = "host-gateway"
+
+// HostName is the pod's host name.
+func HostName(p *spec.Pod) string {
+	if p.Hostname != "" {
+		return p.Hostname
+	}
+	return p.Name
+}
+
+// Hosts is /etc/hosts as docker writes it.
+func Hosts(p *spec.Pod, n *spec.Network) (string, error) {
+	var b strings.Builder
+	b.WriteString("127.0.0.1\tlocalhost\n" +
+		"::1\tlocalhost ip6-localhost ip6-loopback\n" +
+		"fe00::\tip6-localnet\n" +
+		"ff00::\tip6-mcastprefix\n" +
+		"ff02::1\tip6-allnodes\n" +
+		"ff02::2\tip6-allrouters\n")
+	var asked bool
+	for _, h := range p.ExtraHosts {
+		asked = asked || h.Name == "host.docker.internal"
+		addr := h.Address
+		if addr == hostGateway {
+			if n.HostIP == "" {
+				return "", fmt.Errorf("extra host %s: this network has no address for the host", h.Name)
+			}
+			addr = n.HostIP
+		}
+		if _, err := netip.ParseAddr(addr); err != nil || strings.ContainsAny(h.Name, " \t\n") {
+			return "", fmt.Errorf("extra host %q: %q is no address", h.Name, addr)
+		}
+		fmt.Fprintf(&b, "%s\t%s\n", addr, h.Name)
+	}
+	if n.HostIP != "" && !asked {
+		fmt.Fprintf(&b, "%s\thost.docker.internal\n", n.HostIP)
+	}
+	names := HostName(p)
+	if p.Domain != "" {
+		names = names + "." + p.Domain + " " + names
+	}
+	for _, i := range n.Interfaces {
+		for _, a := range i.Addresses {
+			prefix, err := netip.ParsePrefix(a)
+			if err != nil {
+				return "", err
+			}
+			fmt.Fprintf(&b, "%s\t%s\n", prefix.Addr(), names)
+		}
+	}
+	return b.String(), nil
+}
+
+// ResolvConf is /etc/resolv.conf: what the pod's owner asked for, else what the host assigned.
+func ResolvConf(p *spec.Pod, n *spec.Network) (string, error) {
+	servers, search := p.DNS, p.DNSSearch
+	if len(servers) == 0 {
+		servers = n.DNS
+	}
+	if len(search) == 0 {
+		search = n.DNSSearch
+	}
+	var b strings.Builder
+	for _, s := range servers {
+		if _, err := netip.ParseAddr(s); err != nil {
+			return "", fmt.Errorf("nameserver: %w", err)
+		}
+		b.WriteString("nameserver " + s + "\n")
+	}
+	if len(search) > 0 && !(len(search) == 1 && search[0] == ".") {
+		b.WriteString("search " + strings.Join(search, " ") + "\n")
+	}
+	if len(p.DNSOptions) > 0 {
+		b.WriteString("options " + strings.Join(p.DNSOptions, " ") + "\n")
+	}
+	return b.String(), nil
+}

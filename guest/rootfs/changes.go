@@ -1,0 +1,230 @@
+package rootfs
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Kind says how a path differs, with docker's numbers.
+type Kind int
+
+const (
+	Modified Kind = 0
+	Added    Kind = 1
+	Deleted  Kind = 2
+)
+
+// Change is one path that differs from the layers.
+type Change struct {
+	Kind Kind
+	Path string
+}
+
+// standing are the paths that docker's own setup makes in every container; empty ones do not count as changes.
+var standing = map[string]bool{
+	"/.dockerenv": true, "/dev": true, "/dev/console": true, "/dev/pts": true, "/dev/shm": true, "/etc": true, "/etc/hostname": true,
+	"/etc/hosts": true, "/etc/mtab": true, "/etc/resolv.conf": true, "/proc": true, "/sys": true, "/sbin": true, "/sbin/docker-init": true,
+}
+
+// Changes compares upper with layers (oldest first), both as overlayfs keeps them, and leaves out what Prepare and the
+// mount points of a start made. Ignore adds paths, mount targets mostly.
+func Changes(layers []string, upper string, ignore map[string]bool) ([]Change, error) {
+	var out []Change
+	root, err := os.OpenRoot(upper)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	below := make([]*os.Root, 0, len(layers))
+	defer func() {
+		for _, r := range below {
+			r.Close()
+		}
+	}()
+	for _, l := range layers {
+		r, err := os.OpenRoot(l)
+		if err != nil {
+			return nil, err
+		}
+		below = append(below, r)
+	}
+	err = fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil // the container runs
+			}
+			return err
+		}
+		if name == "." {
+			return nil
+		}
+		path := "/" + name
+		info, err := d.Info()
+		if err != nil {
+			return nil
+		}
+		st := info.Sys().(*syscall.Stat_t)
+		if info.Mode()&fs.ModeCharDevice != 0 && st.Rdev == 0 {
+			out = append(out, Change{Deleted, path})
+			return nil
+		}
+		old := lowerInfo(below, name)
+		if old == nil {
+			if (standing[path] || ignore[path]) && (info.IsDir() || info.Size() == 0 || info.Mode()&fs.ModeSymlink != 0) {
+				return nil
+			}
+			out = append(out, Change{Added, path})
+			return nil
+		}
+		if info.IsDir() && old.IsDir() && sameAttributes(info, old) {
+			// Copied up for something below it: changed if something below it is.
+			return nil
+		}
+		out = append(out, Change{Modified, path})
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	// A directory above a change counts as modified.
+	seen := map[string]bool{}
+	for _, c := range out {
+		seen[c.Path] = true
+	}
+	for _, c := range out[:len(out):len(out)] {
+		for dir := filepath.Dir(c.Path); dir != "/" && !seen[dir]; dir = filepath.Dir(dir) {
+			seen[dir] = true
+			kind := Modified
+			if lowerInfo(below, dir[1:]) == nil {
+				kind = Added
+			}
+			out = append(out, Change{kind, dir})
+		}
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Path < out[j].Path })
+	return out, nil
+}
+
+func sameAttributes(a, b fs.FileInfo) bool {
+	x, y := a.Sys().(*syscall.Stat_t), b.Sys().(*syscall.Stat_t)
+	return a.Mode() == b.Mode() && x.Uid == y.Uid && x.Gid == y.Gid
+}
+
+// lowerInfo is what the layers show at a path, nil when nothing.
+func lowerInfo(layers []*os.Root, name string) fs.FileInfo {
+next:
+	for i := len(layers) - 1; i >= 0; i-- {
+		info, err := layers[i].Lstat(name)
+		if err == nil {
+			if info.Mode()&fs.ModeCharDevice != 0 && info.Sys().(*syscall.Stat_t).Rdev == 0 {
+				return nil
+			}
+			return info
+		}
+		// A parent that is opaque, deleted or no directory in this layer hides the layers below.
+		dir := ""
+		for part := range strings.SplitSeq(filepath.Dir(name), "/") {
+			dir = filepath.Join(dir, part)
+			info, err := layers[i].Lstat(dir)
+			if err != nil {
+				continue next
+			}
+			if !info.IsDir() || isOpaque(layers[i], dir) {
+				return nil
+			}
+		}
+	}
+	return nil
+}
+
+func isOpaque(r *os.Root, dir string) bool {
+	f, err := r.Open(dir)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	var v [8]byte
+	n, err := unix.Fgetxattr(int(f.Fd()), "trusted.overlay.opaque", v[:])
+	return err == nil && n == 1 && v[0] == 'y'
+}
+
+// Prepare makes in the mounted tree what docker makes in every container before its first start.
+func Prepare(root string) error {
+	dir, err := os.OpenRoot(root)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	for _, p := range []struct {
+		path   string
+		kind   byte
+		target string
+	}{
+		{"proc", 'd', ""}, {"sys", 'd', ""}, {"dev", 'd', ""}, {"dev/pts", 'd', ""}, {"dev/shm", 'd', ""}, {"dev/console", 'f', ""},
+		{".dockerenv", 'f', ""}, {"etc", 'd', ""}, {"etc/hosts", 'f', ""}, {"etc/hostname", 'f', ""}, {"etc/resolv.conf", 'f', ""},
+		{"etc/mtab", 'l', "/proc/mounts"},
+	} {
+		info, err := dir.Lstat(p.path)
+		if err == nil && p.kind == 'f' && info.Mode()&fs.ModeSymlink != 0 {
+			// A link here would lead a mount astray (resolv.conf of a systemd image).
+			if err := dir.Remove(p.path); err != nil {
+				return err
+			}
+			err = fs.ErrNotExist
+		}
+		if err == nil {
+			continue
+		}
+		switch p.kind {
+		case 'd':
+			err = dir.Mkdir(p.path, 0o755)
+		case 'f':
+			var f *os.File
+			if f, err = dir.OpenFile(p.path, os.O_CREATE|os.O_WRONLY, 0o755); err == nil {
+				err = f.Close()
+			}
+		case 'l':
+			err = dir.Symlink(p.target, p.path)
+		}
+		// An image whose /etc is a link elsewhere is left as it is: a start resolves the mount points inside it.
+		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EROFS) || errors.Is(err, unix.EIO) {
+			return err
+		}
+	}
+	return nil
+}
+
+// Usage is how many bytes of disk a tree takes, each file once.
+func Usage(dir string) (int64, error) {
+	var total int64
+	seen := map[inode]bool{}
+	err := filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			return err
+		}
+		info, err := d.Info()
+		if err != nil || info.IsDir() {
+			return nil
+		}
+		st := info.Sys().(*syscall.Stat_t)
+		if id := (inode{st.Dev, st.Ino}); st.Nlink > 1 {
+			if seen[id] {
+				return nil
+			}
+			seen[id] = true
+		}
+		total += info.Size()
+		return nil
+	})
+	return total, err
+}
