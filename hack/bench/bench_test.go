@@ -1,10 +1,14 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/kcradle/kcradle/internal/need"
+	"github.com/kcradle/kcradle/kernel"
 	"github.com/kcradle/kcradle/vmm"
 )
 
@@ -53,4 +57,42 @@ func TestMedian(t *testing.T) {
 			t.Errorf("median(%v): got %v, want %v", test.in, got, test.want)
 		}
 	}
+}
+
+func TestFloorBoots(t *testing.T) {
+	need.Root(t)
+	need.Command(t, vmm.QEMUProgram, "hack/deps test")
+	host, err := vmm.Probe(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	file := filepath.Join(dir, "vmlinux")
+	if err := kernel.Unpack(t.Context(), os.DirFS("../../kernel"), file); err != nil {
+		t.Fatal(err)
+	}
+	cmdline, err := kernel.CommandLine(kernel.Params{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &bench{dir: dir, qemuPath: host.QEMU.Path}
+	archive, err := b.floorInitrd(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := vmm.Config{
+		Engine: host.Engine, QEMU: host.QEMU.Path, Kernel: file, Initrd: archive, CommandLine: cmdline, VCPUs: 2, Memory: 1 << 30,
+		Drives: []vmm.Drive{{Serial: "scratch", Path: "s"}},
+	}
+	if b.floor, err = floorArgs(c.Args(), file, archive); err != nil {
+		t.Fatal(err)
+	}
+	s, err := runFloor(t.Context(), b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s["first"] <= 0 || s["exit"] < s["first"] {
+		t.Errorf("floor: got %v, want a first byte and an exit after it", s)
+	}
+	t.Logf("%s: first byte after %.2f s, exit after %.2f s", host.Engine, s["first"], s["exit"])
 }

@@ -291,13 +291,8 @@ func (b *bench) prepareFloor(ctx context.Context) error {
 	if b.qemuPath, err = os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err != nil {
 		return err
 	}
-	init, archive := filepath.Join(b.dir, "init"), filepath.Join(b.dir, "initrd.cpio")
-	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", init, "github.com/kcradle/kcradle/hack/bench/floor")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if err := quiet(build); err != nil {
-		return err
-	}
-	if err := initrd.Write(ctx, archive, init); err != nil {
+	archive, err := b.floorInitrd(ctx)
+	if err != nil {
 		return err
 	}
 	opened, err := bundle.Open(b.podDir)
@@ -310,6 +305,17 @@ func (b *bench) prepareFloor(ctx context.Context) error {
 	}
 	b.floor, err = floorArgs(args[1:], machine.KernelPath(), archive)
 	return err
+}
+
+// floorInitrd builds the floor's /init and an initrd of it.
+func (b *bench) floorInitrd(ctx context.Context) (string, error) {
+	init, archive := filepath.Join(b.dir, "init"), filepath.Join(b.dir, "initrd.cpio")
+	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", init, "github.com/kcradle/kcradle/hack/bench/floor")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if err := quiet(build); err != nil {
+		return "", err
+	}
+	return archive, initrd.Write(ctx, archive, init)
 }
 
 // floorArgs turns the flags of a pod's QEMU into those of the floor: no drives, no wire, no control sockets, the console
