@@ -106,6 +106,9 @@ func (c Config) Args() []string {
 		}
 	}
 	e := engines[c.Engine]
+	if c.cpu != "" {
+		e.cpu = c.cpu
+	}
 	machine := "microvm,acpi=off,x-option-roms=off,isa-serial=off,memory-backend=memory" + e.machine
 	name := c.Name
 	if name == "" {

@@ -49,6 +49,7 @@ func (e *ExitError) Error() string { return e.Exit.Message }
 
 // ending is what was seen until the process was gone.
 type ending struct {
+	kvm       bool   // the engine was KVM
 	killed    bool   // by us
 	greeted   bool   // QEMU came up
 	engine    bool   // the engine reported an internal error
@@ -78,6 +79,8 @@ func (e ending) exit() Exit {
 		x.Reason, x.Message = Killed, "the machine was killed"
 	case x.Signal != 0 && e.hostOOM != "":
 		x.Reason, x.Message = HostMemory, "the host ran out of memory and killed QEMU ("+e.hostOOM+"); give the pod less memory or the host more"
+	case e.kvm && x.Signal != syscall.SIGKILL && (x.Signal != 0 || x.Code != 0) && bytes.Contains(bytes.ToLower(e.stderr), []byte("kvm")):
+		x.Reason, x.Message = EngineFailure, "QEMU could not use KVM ("+lastWords(e.stderr, "")+"); try --engine tcg"
 	case x.Signal == syscall.SIGKILL:
 		x.Reason, x.Message = Signalled, "QEMU was killed (SIGKILL), and not by kcradle; if the host ran out of memory its kernel log says so"
 	case x.Signal != 0:

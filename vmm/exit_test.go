@@ -26,6 +26,8 @@ func TestExit(t *testing.T) {
 		{"killed by us", ending{greeted: true, killed: true}, killed(syscall.SIGKILL), Killed, "was killed"},
 		{"killed by us after a panic", ending{greeted: true, killed: true, console: []byte(panicked)}, killed(syscall.SIGKILL), Killed, "was killed"},
 		{"emulation failure", ending{greeted: true, engine: true, stderr: []byte("KVM internal error. Suberror: 1\nemulation failure\nRAX=0\n")}, killed(syscall.SIGKILL), EngineFailure, "KVM internal error. Suberror: 1"},
+		{"KVM is not to be used", ending{kvm: true, stderr: []byte("Could not access KVM kernel module: Permission denied\nqemu: failed to initialize kvm: Permission denied\n")}, exited(1), EngineFailure, "failed to initialize kvm"},
+		{"KVM's failure crashes QEMU", ending{kvm: true, stderr: []byte("qemu: kvm_buf_set_msrs: Assertion failed.\n")}, killed(syscall.SIGABRT), EngineFailure, "kvm_buf_set_msrs"},
 		{"host out of memory", ending{greeted: true, hostOOM: "its kernel says so"}, killed(syscall.SIGKILL), HostMemory, "ran out of memory"},
 		{"somebody's SIGKILL", ending{greeted: true}, killed(syscall.SIGKILL), Signalled, "not by kcradle"},
 		{"crash", ending{greeted: true, stderr: []byte("qemu: assertion failed\n\n")}, killed(syscall.SIGABRT), Signalled, "(aborted): qemu: assertion failed"},

@@ -142,7 +142,7 @@ func Start(ctx context.Context, config Config, log *slog.Logger) (*Machine, erro
 	log.Debug("machine started", "pid", m.PID(), "engine", config.Engine)
 
 	stop := context.AfterFunc(ctx, m.Kill)
-	var seen ending
+	seen := ending{kvm: config.Engine == KVM}
 	var readers sync.WaitGroup
 	readers.Go(func() {
 		_, _ = io.Copy(&m.stderr, stderr)

@@ -414,3 +414,30 @@ func TestSupervisorIsKilled(t *testing.T) {
 		t.Fatalf("QEMU (pid %d) outlived its supervisor (%v)", pid, err)
 	}
 }
+
+// Where KVM is there but emulates instructions, a machine that is told to use it anyway ends with the reason: QEMU by
+// itself crashes with some processor models, and keeps the machine for a debugger with others. Where the processor does
+// it, the same guest restarts.
+func TestEngineFailure(t *testing.T) {
+	for _, cpu := range []string{"host", "qemu64"} {
+		t.Run(cpu, func(t *testing.T) {
+			c := tinyConfig(t, codeReset)
+			c.Engine, c.cpu = KVM, cpu
+			want := EngineFailure
+			if runsInHardware(probeDeadline) == nil {
+				want = GuestReset
+			}
+			m := start(t, c)
+			select {
+			case <-m.Done():
+			case <-time.After(30 * time.Second):
+				t.Fatal("the machine hangs")
+			}
+			x := m.Wait()
+			t.Log(x.Message)
+			if x.Reason != want {
+				t.Errorf("got %+v, want %s", x, want)
+			}
+		})
+	}
+}

@@ -48,6 +48,8 @@ type Config struct {
 	// RunAs is the user that QEMU runs as, when the caller is root. nil: the caller. All files are opened by the caller
 	// and handed over, so this user needs no rights on any.
 	RunAs *Credential
+
+	cpu string // for tests; empty: the engine's
 }
 
 // MinMemory is the least memory that a machine is started with: what a kernel needs to reach its init.
