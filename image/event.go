@@ -1,0 +1,36 @@
+package image
+
+import (
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// State is where a layer is on its way.
+//
+//	Waiting ─► Pulling ─► Done
+//	   │         │ ▲
+//	   │         ▼ │
+//	   │       Retrying
+//	   └─► Exists
+type State string
+
+// The states of a layer.
+const (
+	Waiting  State = "waiting"  // for a free slot, or for another process that works on the same layer
+	Pulling  State = "pulling"  // read, verified and converted
+	Retrying State = "retrying" // the source failed; it is asked again
+	Exists   State = "exists"   // the store has it already
+	Done     State = "done"
+)
+
+// Event tells of a pull's progress. With a zero Layer it is about the image.
+type Event struct {
+	Layer   digest.Digest // the layer's diffID
+	Blob    digest.Digest // the layer as the source names it; what docker shows
+	State   State
+	Current int64 // bytes read from the source
+	Total   int64 // bytes the source promised; zero if it did not say
+	Message string
+	Wait    time.Duration // with Retrying: until the next attempt
+}
