@@ -12,11 +12,13 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/kcradle/kcradle/internal/need"
 	"github.com/kcradle/kcradle/spec"
 	"github.com/kcradle/kcradle/vmm"
 	"github.com/kcradle/kcradle/vmm/channel"
@@ -115,7 +117,7 @@ func TestExits(t *testing.T) {
 		})
 	}
 	t.Run("init ends", func(t *testing.T) {
-		// The guest's init without its mounts finds no channel: a panic, while the host still waits.
+		// A panic before the guest is ready, while the host still waits.
 		vm := Boot(t, Options{Kernel: c.Kernel, Initrd: c.Initrd, CommandLine: "rdinit=/nonexistent"})
 		_, err := vm.Machine.Dial(vm.Context(), spec.PortControl)
 		var e *vmm.ExitError
@@ -128,6 +130,9 @@ func TestExits(t *testing.T) {
 func TestChannelInGuest(t *testing.T) {
 	vm := Boot(t, Options{Init: guest})
 	t.Run("200 dials", func(t *testing.T) {
+		if err := vm.Ready(vm.Context()); err != nil {
+			t.Fatal(err)
+		}
 		var worst, sum time.Duration
 		for i := range 200 {
 			begun := time.Now()
@@ -218,13 +223,15 @@ func TestDrives(t *testing.T) {
 	}
 	o := Options{InitFile: Build(t, guest), Drives: []vmm.Drive{
 		{Serial: spec.SerialScratch, Path: scratch},
-		{Serial: spec.SerialLayers, ReadOnly: true, Extents: []vmm.Extent{{Path: a, Size: int64(len(abytes))}, {Path: b, Size: int64(len(bbytes))}, {Path: d, Size: 1 << 19}}},
+		{Serial: spec.SerialLayers, ReadOnly: true, Extents: []vmm.Extent{{Path: a, Size: int64(len(abytes))}, {Path: b, Size: int64(len(bbytes))}, {Path: d, Size: 1 << 19}, {Path: a, Size: int64(len(abytes))}}},
 	}}
 	vm := Boot(t, o)
 	c := control(vm)
-	whole := append(abytes, bbytes...)
+	whole := append([]byte(nil), abytes...)
+	whole = append(whole, bbytes...)
 	whole = append(whole, make([]byte, 2*4096-len(bbytes))...)
 	whole = append(whole, dbytes[:1<<19]...)
+	whole = append(whole, abytes...)
 	if got, want := c.ask("disk layers"), fmt.Sprintf("vdb %d ro=1 %x", len(whole), sha256.Sum256(whole)); got != want {
 		t.Errorf("layers: got %q, want %q", got, want)
 	}
@@ -299,4 +306,49 @@ func TestDialHonoursContext(t *testing.T) {
 		t.Errorf("got %v, want a deadline error", err)
 	}
 	control(vm).ask("read /proc/uptime")
+}
+
+// The host's kernel kills QEMU for memory: the machine's end says so.
+func TestHostOutOfMemory(t *testing.T) {
+	need.Root(t)
+	vm := Boot(t, Options{Init: guest, Memory: 512 << 20})
+	c := control(vm)
+	c.ask("read /proc/uptime")
+	limitMemory(t, vm.PID(), 100<<20)
+	c.send("take 300")
+	x := vm.Wait()
+	if x.Reason != vmm.HostMemory || !strings.Contains(x.Message, "ran out of memory") {
+		t.Errorf("got %s (%s), want %s", x.Reason, x.Message, vmm.HostMemory)
+	}
+	t.Log(x.Message)
+}
+
+// limitMemory moves a process into a control group of its own, of either version.
+func limitMemory(t *testing.T, pid int, limit int64) {
+	t.Helper()
+	top, file := "/sys/fs/cgroup/memory", "memory.limit_in_bytes"
+	if _, err := os.Stat(filepath.Join(top, file)); err != nil {
+		top, file = "/sys/fs/cgroup", "memory.max"
+		need.File(t, "/sys/fs/cgroup/cgroup.subtree_control", "mount -t cgroup2 none /sys/fs/cgroup")
+		if err := os.WriteFile(filepath.Join(top, "cgroup.subtree_control"), []byte("+memory"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir, err := os.MkdirTemp(top, "kcradle-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.Remove(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, f := range []struct {
+		name  string
+		value int64
+	}{{file, limit}, {"cgroup.procs", int64(pid)}} {
+		if err := os.WriteFile(filepath.Join(dir, f.name), []byte(strconv.FormatInt(f.value, 10)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
