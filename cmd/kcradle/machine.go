@@ -1,0 +1,192 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"strings"
+
+	"github.com/kcradle/kcradle/bundle"
+	"github.com/kcradle/kcradle/network"
+	"github.com/kcradle/kcradle/spec"
+	"github.com/kcradle/kcradle/vmm"
+)
+
+// Sizes of a machine whose pod names none.
+const (
+	defaultMemory = 1 << 30 // bytes for the containers; what is not used goes back to the host
+	defaultVCPUs  = 2       // at most; and no more than the host has
+)
+
+// guestMemory is what the guest itself needs beside what its containers were promised: the kernel with its page
+// tables and init. It grows with the machine, because the kernel keeps 64 bytes for each page of 4 KiB.
+func guestMemory(pod int64) int64 { return 64<<20 + pod/48 }
+
+// podMemory is what the containers get together.
+func podMemory(p *spec.Pod) int64 {
+	if p.Memory > 0 {
+		return p.Memory
+	}
+	// Limits are promises: the machine must be able to keep all of them.
+	var sum int64
+	for _, c := range p.Containers {
+		if m := c.Resources.Memory; m != nil && m.Limit != nil && *m.Limit > 0 {
+			sum += *m.Limit
+		}
+	}
+	return max(sum, defaultMemory)
+}
+
+// machineInput is everything that a machine is made from.
+type machineInput struct {
+	Bundle   *bundle.Bundle
+	Pod      *spec.Pod // of the bundle, with the overrides of this start
+	Package  *bundle.Package
+	Layers   []bundle.Layer
+	Engine   vmm.Engine
+	QEMU     string
+	HostCPUs int
+	Wire     *vmm.Wire
+	CID      uint32
+	RunAs    *vmm.Credential
+}
+
+// machineConfig turns a bundle into a machine. It is pure.
+func machineConfig(in machineInput) vmm.Config {
+	memory := podMemory(in.Pod)
+	c := vmm.Config{
+		Name:        "kcradle:" + in.Pod.Name,
+		Engine:      in.Engine,
+		QEMU:        in.QEMU,
+		Kernel:      in.Package.KernelPath(),
+		Initrd:      in.Package.InitrdPath(),
+		CommandLine: in.Package.Manifest.CommandLine,
+		VCPUs:       in.Pod.VCPUs,
+		Memory:      memory + guestMemory(memory),
+		Wire:        in.Wire,
+		Console:     filepath.Join(in.Bundle.RunDir(), "console.log"),
+		CID:         in.CID,
+		RunAs:       in.RunAs,
+	}
+	if c.VCPUs == 0 {
+		c.VCPUs = max(1, min(in.HostCPUs, defaultVCPUs))
+	}
+	c.Drives = append(c.Drives, vmm.Drive{Serial: spec.SerialScratch, Path: in.Bundle.ScratchPath()})
+	if len(in.Layers) > 0 {
+		d := vmm.Drive{Serial: spec.SerialLayers, ReadOnly: true}
+		for _, l := range in.Layers {
+			d.Extents = append(d.Extents, vmm.Extent{Path: l.Path, Size: l.Size})
+		}
+		c.Drives = append(c.Drives, d)
+	}
+	for i, v := range in.Pod.Volumes {
+		c.Drives = append(c.Drives, vmm.Drive{Serial: spec.VolumeSerial(i), Path: in.Bundle.VolumePath(v.Name)})
+	}
+	return c
+}
+
+// extents says where each layer lies on the layers drive: one behind the other, each rounded up.
+func extents(layers []bundle.Layer) []spec.Extent {
+	var out []spec.Extent
+	at := int64(0)
+	for _, l := range layers {
+		n := (l.Size + vmm.ExtentAlignment - 1) / vmm.ExtentAlignment * vmm.ExtentAlignment
+		out = append(out, spec.Extent{DiffID: l.DiffID, Offset: at, Length: n})
+		at += n
+	}
+	return out
+}
+
+// volumeDrives says which device holds which volume.
+func volumeDrives(p *spec.Pod) []spec.Drive {
+	var out []spec.Drive
+	for i, v := range p.Volumes {
+		out = append(out, spec.Drive{Name: v.Name, Serial: spec.VolumeSerial(i)})
+	}
+	return out
+}
+
+// guestNetwork is what the guest is told of its wire.
+func guestNetwork(mode network.Mode, g network.Guest, ports []network.Port) spec.Network {
+	n := spec.Network{Mode: string(mode), DNSSearch: g.Search, Published: specPorts(ports)}
+	if g.HostIP.IsValid() {
+		n.HostIP = g.HostIP.String()
+	}
+	for _, a := range g.DNS {
+		n.DNS = append(n.DNS, a.String())
+	}
+	if len(g.Addresses) == 0 {
+		return n
+	}
+	i := spec.Interface{Name: "eth0", MAC: g.MAC.String(), MTU: g.MTU}
+	for _, a := range g.Addresses {
+		i.Addresses = append(i.Addresses, a.String())
+	}
+	for _, a := range g.Gateways {
+		i.Gateways = append(i.Gateways, a.String())
+	}
+	n.Interfaces = append(n.Interfaces, i)
+	return n
+}
+
+func specPorts(ports []network.Port) []spec.Port {
+	var out []spec.Port
+	for _, p := range ports {
+		s := spec.Port{Proto: p.Proto, ContainerPort: p.ContainerPort, HostPort: p.HostPort, HostPortEnd: p.HostPortEnd}
+		if p.HostIP.IsValid() {
+			s.HostIP = p.HostIP.String()
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+func networkPorts(ports []spec.Port) ([]network.Port, error) {
+	var out []network.Port
+	for _, p := range ports {
+		n := network.Port{Proto: p.Proto, ContainerPort: p.ContainerPort, HostPort: p.HostPort, HostPortEnd: p.HostPortEnd}
+		if p.HostIP != "" {
+			a, err := netip.ParseAddr(p.HostIP)
+			if err != nil {
+				return nil, fmt.Errorf("port %d: %w", p.ContainerPort, err)
+			}
+			n.HostIP = a
+		}
+		out = append(out, n)
+	}
+	return out, nil
+}
+
+// parsePublish reads every -p.
+func parsePublish(list []string) ([]spec.Port, error) {
+	var out []spec.Port
+	for _, s := range list {
+		ports, err := network.ParsePorts(s)
+		if err != nil {
+			return nil, fmt.Errorf("invalid argument %q for \"-p, --publish\" flag: %w", s, err)
+		}
+		out = append(out, specPorts(ports)...)
+	}
+	return out, nil
+}
+
+// podName makes a DNS label of a directory's name.
+func podName(dir string) string {
+	var b strings.Builder
+	for _, r := range strings.ToLower(filepath.Base(dir)) {
+		switch {
+		case r >= 'a' && r <= 'z' || r >= '0' && r <= '9':
+			b.WriteRune(r)
+		case b.Len() > 0:
+			b.WriteByte('-')
+		}
+	}
+	name := b.String()
+	if len(name) > 63 {
+		name = name[:63]
+	}
+	if name = strings.TrimRight(name, "-"); name == "" {
+		return "pod"
+	}
+	return name
+}

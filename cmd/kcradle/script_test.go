@@ -1,0 +1,152 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/kcradle/kcradle/bundle"
+	"github.com/kcradle/kcradle/internal/need"
+	"github.com/kcradle/kcradle/test/images"
+)
+
+// The scripts of testdata/script need no machine, those of testdata/machine boot one for each run:
+//
+//	go test ./cmd/kcradle -run TestScripts
+//	go test ./cmd/kcradle -run 'TestMachine/signals'
+
+// program builds kcradle once for all scripts: a supervisor starts its own program again.
+var program = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "kcradle-script-")
+	if err != nil {
+		return "", err
+	}
+	out, err := exec.Command("go", "build", "-o", filepath.Join(dir, "kcradle"), ".").CombinedOutput()
+	if err != nil {
+		return dir, fmt.Errorf("go build: %w\n%s", err, out)
+	}
+	return dir, nil
+})
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if dir, err := program(); err == nil {
+		os.RemoveAll(dir)
+	}
+	os.Exit(code)
+}
+
+func params(t *testing.T, dir string, vars ...string) testscript.Params {
+	bin, err := program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return testscript.Params{
+		Dir:                dir,
+		RequireUniqueNames: true,
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("PATH", bin+":/usr/sbin:/usr/bin:/sbin:/bin")
+			e.Setenv("KCRADLE_BIN", filepath.Join(bin, "kcradle"))
+			e.Setenv("KCRADLE_ROOT", filepath.Join(e.WorkDir, "root"))
+			for _, v := range vars {
+				name, value, _ := strings.Cut(v, "=")
+				e.Setenv(name, value)
+			}
+			return nil
+		},
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			"exits": exits, "killpid": killpid, "until": until,
+		},
+	}
+}
+
+// exits CODE PROGRAM ARG…: runs it and wants the exit code.
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE PROGRAM ARG…")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	err = ts.Exec(args[1], args[2:]...)
+	got := 0
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		got = exit.ExitCode()
+	} else if err != nil {
+		ts.Fatalf("%v", err)
+	}
+	if got != want {
+		ts.Fatalf("exit code: got %d, want %d", got, want)
+	}
+}
+
+// killpid supervisor|machine SIGNAL DIR: kills a process of a running bundle.
+func killpid(ts *testscript.TestScript, neg bool, args []string) {
+	b, err := bundle.Open(ts.MkAbs(args[2]))
+	ts.Check(err)
+	st, _, err := b.State()
+	ts.Check(err)
+	pid := st.Pid
+	if args[0] == "machine" {
+		pid = st.MachinePid
+	}
+	if pid < 2 {
+		ts.Fatalf("no %s runs: %+v", args[0], st)
+	}
+	sig, err := parseSignal(args[1])
+	ts.Check(err)
+	ts.Check(syscall.Kill(pid, sig))
+}
+
+// until PHASE DIR: waits until the bundle is starting, running (its first container is), or ended.
+func until(ts *testscript.TestScript, neg bool, args []string) {
+	b, err := bundle.Open(ts.MkAbs(args[1]))
+	ts.Check(err)
+	for begun := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		st, ok, err := b.State()
+		ts.Check(err)
+		running := len(st.Containers) > 0 && st.Containers[0].Status == "running"
+		switch {
+		case ok && args[0] == "running" && running, ok && args[0] == "starting" && st.MachinePid != 0 && !running,
+			ok && args[0] == "ended" && st.Phase == bundle.PhaseEnded:
+			return
+		}
+		if time.Since(begun) > time.Minute {
+			ts.Fatalf("%s is not %s after a minute: %+v", args[1], args[0], st)
+		}
+	}
+}
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, params(t, "testdata/script"))
+}
+
+func TestMachine(t *testing.T) {
+	need.Root(t)
+	need.Command(t, "qemu-system-x86_64", "hack/deps test")
+	need.Command(t, "debootstrap", "hack/deps test")
+	pkg := need.File(t, "../../build/pkg-default/manifest.json", "make build")
+	abs, err := filepath.Abs(filepath.Dir(filepath.Dir(pkg)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cache, err := images.Open("", os.Stderr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	busybox, err := cache.Build(t.Context(), "busybox")
+	if err != nil {
+		t.Fatal(err)
+	}
+	testscript.Run(t, params(t, "testdata/machine", "KCRADLE_PACKAGES="+abs, "IMAGE=docker-archive:"+busybox.Archive))
+}

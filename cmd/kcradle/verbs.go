@@ -1,0 +1,24 @@
+package main
+
+// verbs is the table of verbs; each has a file of its own. To add one, write newVERB and add a row.
+func verbs() []verb {
+	return []verb{
+		{groupPod, newSummon},
+		{groupPod, newRun},
+		{groupPod, newPs},
+		{groupPod, newStop},
+		{groupPod, newKill},
+		{groupPod, newRm},
+		{groupPod, newWait},
+		{groupPod, newLogs},
+		{groupPod, newExec},
+		{groupPod, newAttach},
+		{groupPod, newCp},
+		{groupPod, newInspect},
+		{groupPod, newEnv},
+		{groupHost, newPackage},
+		{groupHost, newDoctorCommand},
+		{groupHost, newVersion},
+		{groupHost, newDocs},
+	}
+}
