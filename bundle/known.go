@@ -58,3 +58,15 @@ func knownLink(root, dir string) string {
 	sum := sha256.Sum256([]byte(dir))
 	return filepath.Join(root, knownDir, hex.EncodeToString(sum[:8]))
 }
+
+// maxSocketPath is what the kernel takes for the name of a Unix socket.
+const maxSocketPath = 107
+
+// SocketPath is a path of a socket in the run directory that clients can connect to: where the bundle's own path is too
+// long for a socket's name, the one by way of the state directory (see [Bundle.Remember]).
+func (b *Bundle) SocketPath(root, name string) string {
+	if p := filepath.Join(b.RunDir(), name); len(p) <= maxSocketPath {
+		return p
+	}
+	return filepath.Join(knownLink(root, b.Dir), runDir, name)
+}

@@ -169,18 +169,84 @@ func appendEscaped(dst, b []byte) []byte {
 	return dst
 }
 
-// ReadLog calls fn with the records of a log, oldest first. A log that is not there is empty. A last record cut short
-// by a crash is left out.
+// LogReader reads a log, also while it is written and rotated. It is for one goroutine.
+type LogReader struct {
+	path    string
+	begun   bool
+	f       *os.File
+	r       *bufio.Reader
+	partial []byte
+}
+
+// NewLogReader returns a reader of a log, which need not be there yet. The caller must Close it.
+func NewLogReader(path string) *LogReader { return &LogReader{path: path} }
+
+// ReadLog calls fn with the records of a log, oldest first. A log that is not there is empty.
 func ReadLog(path string, fn func(Record) error) error {
-	for _, p := range []string{path + logOldSuffix, path} {
-		if err := readLogFile(p, fn); err != nil {
+	r := NewLogReader(path)
+	defer r.Close()
+	return r.Read(fn)
+}
+
+// Read calls fn with the records since the last Read, oldest first. A record that is not whole yet is left for the
+// next Read; one that a crash has torn is left out.
+func (r *LogReader) Read(fn func(Record) error) error {
+	if !r.begun {
+		r.begun = true
+		if err := r.open(r.path + logOldSuffix); err != nil {
 			return fmt.Errorf("read log: %w", err)
 		}
 	}
-	return nil
+	for {
+		if r.f != nil {
+			if err := r.rest(fn); err != nil {
+				return fmt.Errorf("read log: %w", err)
+			}
+		}
+		// Rotated or not yet there? What comes next is under the log's own name.
+		there, err := os.Stat(r.path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read log: %w", err)
+		}
+		if r.f != nil {
+			mine, err := r.f.Stat()
+			if err != nil {
+				return fmt.Errorf("read log: %w", err)
+			}
+			if os.SameFile(mine, there) {
+				return nil
+			}
+			// It was renamed after we had read it, and may have got its last records before.
+			if err := r.rest(fn); err != nil {
+				return fmt.Errorf("read log: %w", err)
+			}
+		}
+		if err := r.open(r.path); err != nil {
+			return fmt.Errorf("read log: %w", err)
+		}
+		if r.f == nil {
+			return nil
+		}
+	}
 }
 
-func readLogFile(path string, fn func(Record) error) error {
+// Close may be called twice.
+func (r *LogReader) Close() error {
+	if r.f == nil {
+		return nil
+	}
+	err := r.f.Close()
+	r.f = nil
+	return err
+}
+
+func (r *LogReader) open(path string) error {
+	if err := r.Close(); err != nil {
+		return err
+	}
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -188,28 +254,31 @@ func readLogFile(path string, fn func(Record) error) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	r := bufio.NewReaderSize(f, 64<<10)
-	var line []byte
+	r.f, r.r, r.partial = f, bufio.NewReaderSize(f, 64<<10), nil
+	return nil
+}
+
+// rest reads to the present end of the open file.
+func (r *LogReader) rest(fn func(Record) error) error {
 	for {
-		part, err := r.ReadSlice('\n')
-		line = append(line, part...)
+		part, err := r.r.ReadSlice('\n')
+		r.partial = append(r.partial, part...)
 		switch {
-		case errors.Is(err, bufio.ErrBufferFull) && len(line) < maxLogLine:
+		case errors.Is(err, bufio.ErrBufferFull) && len(r.partial) < maxLogLine:
 			continue
 		case errors.Is(err, bufio.ErrBufferFull):
-			return fmt.Errorf("%s: a record of more than %d bytes", path, maxLogLine)
+			return fmt.Errorf("%s: a record of more than %d bytes", r.f.Name(), maxLogLine)
 		case errors.Is(err, io.EOF):
 			return nil
 		case err != nil:
 			return err
 		}
 		var rec Record
-		if json.Unmarshal(line, &rec) == nil { // else: torn by a crash, and another start appended behind it
+		if json.Unmarshal(r.partial, &rec) == nil { // else: torn by a crash
 			if err := fn(rec); err != nil {
 				return err
 			}
 		}
-		line = line[:0]
+		r.partial = r.partial[:0]
 	}
 }
