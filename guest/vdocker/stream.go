@@ -293,9 +293,12 @@ func (s *server) execCreate(w http.ResponseWriter, k call) error {
 	if err != nil {
 		return err
 	}
-	k.emit("exec_create: "+strings.Join(req.Cmd, " "), map[string]string{"execID": e.ID()})
+	k.emit("exec_create: "+execName(req.Cmd), map[string]string{"execID": e.ID()})
 	return dockerapi.WriteJSON(w, http.StatusCreated, container.ExecCreateResponse{ID: e.ID()})
 }
+
+// execName is a command in the name of an event: the program, a space, its arguments.
+func execName(cmd []string) string { return cmd[0] + " " + strings.Join(cmd[1:], " ") }
 
 func (s *server) execStart(w http.ResponseWriter, k execCall) error {
 	var req container.ExecStartRequest
@@ -322,7 +325,7 @@ func (s *server) execStart(w http.ResponseWriter, k execCall) error {
 			return err
 		}
 	}
-	name := strings.Join(cfg.Cmd, " ")
+	name := execName(cfg.Cmd)
 	id := map[string]string{"execID": k.e.ID()}
 	if req.Detach {
 		k.emit("exec_start: "+name, id)

@@ -11,10 +11,13 @@ type rewrite struct {
 	with    string
 }
 
-// What may differ: IDs, times, and the process numbers of docker top.
+// What may differ: IDs, times, the process numbers of docker top; what a shell says to a terminal when it happens to be
+// fast enough; what the client logs when a copy is refused before it has sent all.
 func rewrites() []rewrite {
 	re := regexp.MustCompile
 	return []rewrite{
+		{re(`\x1b\[6n|\r[%>] \x1b\[J`), ""},
+		{re(`(?m)^time="[^"]*" level=error msg="([^"\\]|\\.)*"\n`), ""},
 		{re(`(?m)^((?:root +)?)\d+ +((?:\d+ +\d+ +\d\d:\d\d)|sleep)`), "$1<pid> $2"},
 		{re(`<pid> \d+ +\d+ +\d\d:\d\d`), "<pid> <parent> <C> <start>"},
 		{re(`\b[0-9a-f]{64}\b`), "<id>"},

@@ -385,6 +385,9 @@ func (r *tour) refusals() {
 	} {
 		r.both(strings.Join(args, " "), docker(args...))
 	}
+	if !r.ours.Pod {
+		return
+	}
 	// What a pod cannot do it says in a sentence.
 	for _, tt := range []struct {
 		args []string

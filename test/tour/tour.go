@@ -33,6 +33,7 @@ import (
 type Host struct {
 	Name    string // for messages
 	Address string // as for DOCKER_HOST, "unix:///run/x.sock"
+	Pod     bool   // what a pod refuses is tried, too
 }
 
 // stepTimeout bounds one call of the client. A call that must end and does not is a failure like any other.
@@ -288,8 +289,8 @@ type tour struct {
 	dirs         [2]string // a directory of each side's own for files on the client's side
 }
 
-// both makes the same calls with both hosts and compares. A test with the name of the step says what differs. "@" in an
-// argument stands for the side's directory.
+// both makes the same calls with both hosts and compares. A test with the name of the step says what differs. "@/" in
+// an argument stands for the side's directory.
 func (r *tour) both(name string, calls ...call) {
 	r.Helper()
 	r.Run(name, func(t *testing.T) {
@@ -299,12 +300,12 @@ func (r *tour) both(name string, calls ...call) {
 			for _, c := range calls {
 				args := make([]string, len(c.args))
 				for i, a := range c.args {
-					args[i] = strings.ReplaceAll(a, "@", r.dirs[side])
+					args[i] = strings.ReplaceAll(a, "@/", r.dirs[side]+"/")
 				}
 				c.args = args
 				res := h.run(t, c)
-				res.Stdout = strings.ReplaceAll(res.Stdout, r.dirs[side], "@")
-				res.Stderr = strings.ReplaceAll(res.Stderr, r.dirs[side], "@")
+				res.Stdout = strings.ReplaceAll(res.Stdout, r.dirs[side]+"/", "@/")
+				res.Stderr = strings.ReplaceAll(res.Stderr, r.dirs[side]+"/", "@/")
 				got[side] = append(got[side], res.normal())
 			}
 		}
@@ -359,7 +360,7 @@ func Run(t *testing.T, ours, theirs Host) {
 			t.Fatal(err)
 		}
 	}
-	began := time.Now()
+	events := [2]*recorder{record(t, ours), record(t, theirs)}
 	r.created()
 	r.starts()
 	r.lists()
@@ -373,5 +374,5 @@ func Run(t *testing.T, ours, theirs Host) {
 	r.refusals()
 	r.wire()
 	r.shapes()
-	r.events(began)
+	r.events(events)
 }

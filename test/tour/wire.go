@@ -103,7 +103,10 @@ func (r *tour) wire() {
 		{"/v1.24/_ping", "client version 1.24 is too old. Minimum supported API version is 1.41, please upgrade your client to a newer version"},
 		{"/v9.99/_ping", "client version 9.99 is too new. Maximum supported API version is 1.50"},
 	} {
-		r.Run(tt.path, func(t *testing.T) {
+		r.Run("version "+tt.path, func(t *testing.T) {
+			if !r.ours.Pod {
+				t.Skip("for a pod only")
+			}
 			if got, want := r.ours.do(t, request{method: "GET", path: tt.path}), fmt.Sprintf("400\n{\"message\":%q}\n", tt.want); got != want {
 				t.Errorf("got %q, want %q", got, want)
 			}
@@ -218,7 +221,7 @@ func (r *tour) webSocket(t *testing.T) {
 	for side, h := range []Host{r.ours, r.theirs} {
 		ctx, cancel := context.WithTimeout(t.Context(), stepTimeout)
 		defer cancel()
-		c, _, err := websocket.Dial(ctx, "ws://docker/v1.41/containers/fail/attach/ws?logs=1&stdout=1&stderr=1&stream=0",
+		c, _, err := websocket.Dial(ctx, "ws://docker/v1.41/containers/lines/attach/ws?logs=1&stdout=1&stderr=1&stream=0",
 			&websocket.DialOptions{HTTPClient: h.HTTP(), HTTPHeader: http.Header{"Origin": {"http://docker"}}})
 		if err != nil {
 			t.Fatalf("%s: %v", h.Name, err)
@@ -381,43 +384,115 @@ func beginsWith(all map[string]string, p string) bool {
 	return false
 }
 
-// events compares what the events told of the whole tour.
-func (r *tour) events(began time.Time) {
-	format := `{{.Type}} {{.Action}} {{json .Actor.Attributes}}`
-	args := func(container string) call {
-		return docker("events", "--since", fmt.Sprint(began.Unix()), "--until", fmt.Sprint(time.Now().Unix()+1),
-			"--filter", "type=container", "--filter", "container="+container, "--format", format)
+// recorder keeps what docker events says from the start of the tour to its end.
+type recorder struct {
+	host  Host
+	lines chan string
+	stop  context.CancelFunc
+	err   error // set before lines is closed
+}
+
+// record starts docker events. It need not have subscribed when record returns: the first steps cause no events.
+func record(t *testing.T, h Host) *recorder {
+	ctx, stop := context.WithCancel(t.Context())
+	cmd := h.Docker(ctx, "events", "--filter", "type=container", "--format", `{{.Actor.Attributes.name}} {{.Type}} {{.Action}} {{json .Actor.Attributes}}`)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, container := range []string{"main", "quick", "fail", "cat", "idle", "signalled", "waits", "lines"} {
-		r.Run("events of "+container, func(t *testing.T) {
-			var ordered, all [2][]string
-			for side, h := range []Host{r.ours, r.theirs} {
-				res := h.run(t, args(container)).normal()
-				if res.Code != 0 {
-					t.Fatalf("%s: %+v", h.Name, res)
-				}
-				for line := range strings.Lines(res.Stdout) {
-					_, action, _ := strings.Cut(line, " ")
-					if strings.HasPrefix(action, "resize") {
-						continue // how often a client says its size is its own affair
-					}
-					all[side] = append(all[side], line)
-					if !strings.HasPrefix(action, "exec_") {
-						ordered[side] = append(ordered[side], line)
-					}
-				}
-				slices.Sort(all[side])
-			}
-			if d := cmp.Diff(ordered[1], ordered[0]); d != "" {
-				t.Errorf("dockerd's events (-), the pod's (+):\n%s", d)
-			}
-			if d := cmp.Diff(all[1], all[0]); d != "" {
-				t.Errorf("dockerd's events with execs, sorted (-), the pod's (+):\n%s", d)
-			}
-		})
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
 	}
-	r.both("events of one kind", docker("events", "--since", fmt.Sprint(began.Unix()), "--until", fmt.Sprint(time.Now().Unix()+1),
-		"--filter", "event=die", "--filter", "container=fail", "--format", format))
-	r.both("events of a label", docker("events", "--since", fmt.Sprint(began.Unix()), "--until", fmt.Sprint(time.Now().Unix()+1),
-		"--filter", "event=pause", "--filter", "label=tour=yes", "--format", format))
+	rec := &recorder{host: h, lines: make(chan string, 1<<14), stop: stop}
+	go func() {
+		defer close(rec.lines)
+		s := bufio.NewScanner(out)
+		s.Buffer(nil, 1<<20)
+		for s.Scan() {
+			rec.lines <- s.Text()
+		}
+		rec.err = cmd.Wait()
+	}()
+	t.Cleanup(func() {
+		stop()
+		for range rec.lines {
+		}
+	})
+	return rec
+}
+
+// until returns what was said, by container, up to the event that a call causes.
+func (rec *recorder) until(t *testing.T, mark string, c call) map[string][]string {
+	if res := rec.host.run(t, c); res.Code != 0 {
+		t.Fatalf("%s: %+v", rec.host.Name, res)
+	}
+	out := map[string][]string{}
+	timeout := time.After(stepTimeout)
+	for {
+		select {
+		case line, ok := <-rec.lines:
+			if !ok {
+				t.Fatalf("%s: docker events has ended: %v", rec.host.Name, rec.err)
+			}
+			if strings.Contains(line, mark) {
+				return out
+			}
+			name, what, _ := strings.Cut(result{Stdout: line}.normal().Stdout, " ")
+			out[name] = append(out[name], what)
+		case <-timeout:
+			t.Fatalf("%s: docker events does not tell of %q", rec.host.Name, mark)
+		}
+	}
+}
+
+// events compares what was told of the whole tour.
+func (r *tour) events(recorders [2]*recorder) {
+	since := time.Now().Add(-time.Second)
+	const mark = "the end of the tour"
+	r.Run("events", func(t *testing.T) {
+		var told [2]map[string][]string
+		for side, rec := range recorders {
+			told[side] = rec.until(t, mark, docker("exec", "readonly", "echo", mark))
+		}
+		for _, c := range containers() {
+			if c.Name == "readonly" {
+				continue // it is used on one side alone
+			}
+			t.Run(c.Name, func(t *testing.T) {
+				var ordered, all [2][]string
+				for side, events := range told {
+					for _, line := range events[c.Name] {
+						_, action, _ := strings.Cut(line, " ")
+						if strings.HasPrefix(action, "resize") {
+							continue // how often a client says its size is its own affair
+						}
+						all[side] = append(all[side], line)
+						if !strings.HasPrefix(action, "exec_") {
+							ordered[side] = append(ordered[side], line)
+						}
+					}
+					// The end of an exec may be told after the start of the next.
+					slices.Sort(all[side])
+				}
+				if d := cmp.Diff(ordered[1], ordered[0]); d != "" {
+					t.Errorf("dockerd's events (-), the pod's (+):\n%s", d)
+				}
+				if d := cmp.Diff(all[1], all[0]); d != "" {
+					t.Errorf("dockerd's events with execs, sorted (-), the pod's (+):\n%s", d)
+				}
+			})
+		}
+	})
+	r.both("pause for the events of the past", docker("pause", "main"), docker("unpause", "main"))
+	for _, filters := range [][]string{
+		{"event=pause", "container=main"}, {"event=unpause", "label=tour=yes"}, {"event=pause", "label=tour=no"},
+		{"event=pause", "image=tour"}, {"event=pause", "type=image"}, {"event=pause", "container=idle"},
+	} {
+		args := []string{"events", "--since", fmt.Sprint(since.Unix()), "--until", fmt.Sprint(time.Now().Unix() + 1),
+			"--format", `{{.Type}} {{.Action}} {{json .Actor.Attributes}}`}
+		for _, f := range filters {
+			args = append(args, "--filter", f)
+		}
+		r.both("events of the past, "+strings.Join(filters, " "), docker(args...))
+	}
 }
