@@ -135,8 +135,19 @@ func (c *Container) mounts() ([]container.Mount, error) {
 				flags |= unix.MS_RDONLY
 			}
 			out = append(out, container.Mount{Target: target, Flags: flags, Data: data})
+		case spec.MountBind:
+			i := c.bindIndex(target)
+			if i < 0 || i >= len(c.pod.cfg.Binds) {
+				return nil, fmt.Errorf("the machine has no share of the host for the mount point %s", target)
+			}
+			source := c.pod.cfg.Binds[i]
+			info, err := os.Stat(source)
+			if err != nil {
+				return nil, fmt.Errorf("mount %s of the host: %w", m.Source, err)
+			}
+			out = append(out, container.Mount{Source: source, Target: target, File: !info.IsDir(), ReadOnly: m.ReadOnly})
 		default:
-			return nil, fmt.Errorf("mount %s: bind mounts of host directories are not supported yet; use a volume, or docker cp", target)
+			return nil, fmt.Errorf("mount point %s: unknown type %q", target, m.Type)
 		}
 	}
 	for _, f := range c.files {
@@ -148,6 +159,13 @@ func (c *Container) mounts() ([]container.Mount, error) {
 		return strings.Count(a.Target, "/") - strings.Count(b.Target, "/")
 	})
 	return out, nil
+}
+
+// bindIndex is the place of a bind mount among all of the pod, -1 when there is none.
+func (c *Container) bindIndex(target string) int {
+	return slices.IndexFunc(c.pod.cfg.Pod.Binds(), func(b spec.Bind) bool {
+		return b.Container == c.doc.Name && filepath.Clean(b.Mount.Target) == target
+	})
 }
 
 var tmpfsFlags = map[string]struct {

@@ -29,6 +29,7 @@ type Config struct {
 	Layers  map[string]string // required: directory of each layer, by diffID
 	Scratch string            // required: directory for writable layers and logs; kept over restarts of the machine
 	Volumes map[string]string // directory of each volume's file system
+	Binds   []string          // source of each bind mount, in the order of Pod.Binds
 	Run     string            // required: directory for what lives as long as the machine
 	Cgroup  string            // required: cgroup v2 directory that holds no process
 
