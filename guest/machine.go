@@ -156,8 +156,8 @@ func (m *machine) layers(p *spec.Pod, l *spec.Placement, drives map[string]disk.
 			return fmt.Errorf("the host did not say where layer %s is", id)
 		}
 		dev := d.Path
-		// The first layer may be mounted from the drive itself: EROFS knows its own size.
-		if e.Offset != 0 {
+		// One layer alone is mounted from the drive itself. A file system and the device mapper cannot share a drive.
+		if e.Offset != 0 || len(want) > 1 {
 			if dev, err = disk.Linear("layer"+strconv.Itoa(i), d, e.Offset, e.Length); err != nil {
 				return fmt.Errorf("layer %s: %w", id, err)
 			}

@@ -135,10 +135,8 @@ func Start(t testing.TB, doc *spec.Pod, roots map[string]string) *Host {
 func StartWith(t testing.TB, doc *spec.Pod, roots map[string]string, opts Options) *Host {
 	t.Helper()
 	need.Root(t)
-	h := &Host{
-		t: t, dir: opts.Dir, read: make(chan struct{}), changed: make(chan struct{}),
-		output: map[int]*[3]strings.Builder{}, states: map[string][]spec.State{},
-	}
+	h := newHost(t)
+	h.dir = opts.Dir
 	if h.dir == "" {
 		dir, err := os.MkdirTemp("", "kcradle-guest-") // t.TempDir is too long for a socket's name
 		if err != nil {
@@ -151,29 +149,15 @@ func StartWith(t testing.TB, doc *spec.Pod, roots map[string]string, opts Option
 		os.Remove(filepath.Join(h.dir, strconv.Itoa(int(s))))
 	}
 	o := order{Dir: h.dir, Layers: map[string]string{}}
-	if doc.Version == 0 {
-		doc.Version = spec.PodVersion
-	}
-	if doc.Name == "" {
-		doc.Name = "pod"
-	}
-	for i := range doc.Containers {
-		c := &doc.Containers[i]
-		if c.ID == "" {
-			c.ID = hexOf("container", c.Name)
+	for name, dir := range roots {
+		c := doc.Container(name)
+		if c == nil {
+			t.Fatalf("the pod has no container %q", name)
 		}
-		if c.Image.ConfigID == "" {
-			c.Image.ConfigID = "sha256:" + hexOf("image", c.Name)
+		if c.Image.Layers == nil {
+			c.Image.Layers = []string{"sha256:" + hexOf("layer", dir)}
+			o.Layers[c.Image.Layers[0]] = dir
 		}
-		if dir, ok := roots[c.Name]; ok && c.Image.Layers == nil {
-			id := "sha256:" + hexOf("layer", dir)
-			c.Image.Layers = []string{id}
-			o.Layers[id] = dir
-		}
-	}
-	b, err := doc.Encode()
-	if err != nil {
-		t.Fatal(err)
 	}
 	cgroup, remove, err := makeCgroup()
 	if err != nil {
@@ -209,15 +193,59 @@ func StartWith(t testing.TB, doc *spec.Pod, roots map[string]string, opts Option
 	if h.conn, err = net.Dial("unix", filepath.Join(h.dir, strconv.Itoa(int(spec.PortControl)))); err != nil {
 		t.Fatal(err)
 	}
-	place, err := json.Marshal(opts.Placement)
-	if err != nil {
-		t.Fatal(err)
+	h.launch(doc, &opts.Placement)
+	return h
+}
+
+func newHost(t testing.TB) *Host {
+	return &Host{
+		t: t, read: make(chan struct{}), changed: make(chan struct{}),
+		output: map[int]*[3]strings.Builder{}, states: map[string][]spec.State{},
 	}
-	if err := errors.Join(spec.WriteFrame(h.conn, spec.FramePod, b), spec.WriteFrame(h.conn, spec.FramePlacement, place)); err != nil {
-		t.Fatal(err)
+}
+
+// Launch launches a pod over the control stream of a guest that somebody else started.
+func Launch(t testing.TB, conn net.Conn, doc *spec.Pod, place *spec.Placement) *Host {
+	t.Helper()
+	h := newHost(t)
+	h.conn = conn
+	t.Cleanup(func() {
+		conn.Close()
+		<-h.read
+	})
+	h.launch(doc, place)
+	return h
+}
+
+func (h *Host) launch(doc *spec.Pod, place *spec.Placement) {
+	h.t.Helper()
+	if doc.Version == 0 {
+		doc.Version = spec.PodVersion
+	}
+	if doc.Name == "" {
+		doc.Name = "pod"
+	}
+	for i := range doc.Containers {
+		c := &doc.Containers[i]
+		if c.ID == "" {
+			c.ID = hexOf("container", c.Name)
+		}
+		if c.Image.ConfigID == "" {
+			c.Image.ConfigID = "sha256:" + hexOf("image", c.Name)
+		}
+	}
+	b, err := doc.Encode()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	p, err := json.Marshal(place)
+	if err != nil {
+		h.t.Fatal(err)
 	}
 	go h.receive()
-	return h
+	if err := errors.Join(spec.WriteFrame(h.conn, spec.FramePod, b), spec.WriteFrame(h.conn, spec.FramePlacement, p)); err != nil {
+		h.t.Fatal(err)
+	}
 }
 
 func hexOf(parts ...string) string {

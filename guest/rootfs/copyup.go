@@ -48,7 +48,11 @@ func CopyUp(root, path, base, name string, used bool) error {
 		return fmt.Errorf("copy %s of the image into a volume: %w", path, err)
 	}
 	if !used {
-		return os.Rename(tmp, data)
+		// Not os.Rename, which refuses what rename(2) does: to replace an empty directory.
+		if err := unix.Rename(tmp, data); err != nil {
+			return &os.LinkError{Op: "rename", Old: tmp, New: data, Err: err}
+		}
+		return nil
 	}
 	entries, err := os.ReadDir(tmp)
 	if err != nil {

@@ -234,7 +234,7 @@ func (s *server) export(w http.ResponseWriter, k call) error {
 	}
 	defer release()
 	k.emit("export", nil)
-	return inImageRoot(root, k.c.State().Pid, func() error {
+	return inImageRoot(root, func() error {
 		return sendTar(w, "application/octet-stream", "/", &archive.TarOptions{})
 	})
 }

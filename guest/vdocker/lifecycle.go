@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/container"
-	"golang.org/x/sys/unix"
 
 	"github.com/kcradle/kcradle/dockerapi"
 	"github.com/kcradle/kcradle/guest/pod"
@@ -95,38 +94,13 @@ func (s *server) kill(w http.ResponseWriter, k call) error {
 	return noContent(w)
 }
 
-// Real-time signals as the C library numbers them: the kernel's first two are taken.
-const (
-	sigRTMin = 34
-	sigRTMax = 64
-)
-
-// parseSignal reads a signal's name, with or without SIG, or its number.
-func parseSignal(s string) (syscall.Signal, error) {
-	if n, err := strconv.Atoi(s); err == nil {
-		if n <= 0 || n > sigRTMax {
-			return 0, dockerapi.BadRequest("invalid signal: %s", s)
-		}
-		return syscall.Signal(n), nil
+// parseSignal is pod.ParseSignal with docker's wording.
+func parseSignal(name string) (syscall.Signal, error) {
+	sig, err := pod.ParseSignal(name)
+	if err != nil {
+		return 0, dockerapi.BadRequest("invalid signal: %s", name)
 	}
-	name := strings.TrimPrefix(strings.ToUpper(s), "SIG")
-	if sig := unix.SignalNum("SIG" + name); sig != 0 {
-		return sig, nil
-	}
-	for prefix, base := range map[string]int{"RTMIN": sigRTMin, "RTMAX": sigRTMax} {
-		rest, ok := strings.CutPrefix(name, prefix)
-		if !ok {
-			continue
-		}
-		n, err := strconv.Atoi(rest)
-		if rest == "" {
-			n, err = 0, nil
-		}
-		if err == nil && base+n >= sigRTMin && base+n <= sigRTMax {
-			return syscall.Signal(base + n), nil
-		}
-	}
-	return 0, dockerapi.BadRequest("invalid signal: %s", s)
+	return sig, nil
 }
 
 func (s *server) pause(w http.ResponseWriter, k call) error {
@@ -159,11 +133,10 @@ func (s *server) unpause(w http.ResponseWriter, k call) error {
 
 func (s *server) rename(w http.ResponseWriter, k call) error {
 	name := strings.TrimPrefix(k.Query("name"), "/")
-	old := k.c.Name()
 	switch {
 	case name == "":
 		return dockerapi.BadRequest("Neither old nor new names may be empty")
-	case name == old:
+	case name == k.c.Name():
 		return dockerapi.BadRequest("Renaming a container with the same name as its current name")
 	}
 	err := k.c.Rename(name)
@@ -179,7 +152,6 @@ func (s *server) rename(w http.ResponseWriter, k call) error {
 	case err != nil:
 		return err
 	}
-	k.emit("rename", map[string]string{"oldName": "/" + old})
 	return noContent(w)
 }
 

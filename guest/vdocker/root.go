@@ -2,7 +2,6 @@ package vdocker
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -23,38 +22,21 @@ func inRoot(dir string, f func() error) error {
 	})
 }
 
-// inImageRoot is inRoot without what is mounted on the root's file system: the tree that the image and the container
-// made, with empty directories and files where volumes, /proc and the like are mounted. pid is a process of a running
-// container, or 0.
-func inImageRoot(dir string, pid int, f func() error) error {
+// inImageRoot is inRoot without what is mounted in dir: the tree that the image and the container made, with empty
+// directories and files where volumes and the like are mounted.
+func inImageRoot(dir string, f func() error) error {
 	return onThread(func() error {
-		if err := unix.Unshare(unix.CLONE_FS); err != nil {
-			return os.NewSyscallError("unshare", err)
-		}
-		if pid > 0 {
-			// Only from inside its mount namespace can its root be bound elsewhere.
-			ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid))
-			if err != nil {
-				return err
-			}
-			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS)
-			_ = ns.Close()
-			if err != nil {
-				return os.NewSyscallError("setns", err)
-			}
-			dir = "/"
-		}
 		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 			return os.NewSyscallError("unshare", err)
 		}
+		// The private namespace goes with the thread, and the mount on dir with it.
 		if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
 			return &os.PathError{Op: "make private", Path: "/", Err: err}
 		}
-		// The private namespace goes with the thread, and the mount on /proc with it.
-		if err := unix.Mount(dir, "/proc", "", unix.MS_BIND, ""); err != nil {
+		if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
 			return &os.PathError{Op: "bind", Path: dir, Err: err}
 		}
-		return chroot("/proc", f)
+		return chroot(dir, f)
 	})
 }
 

@@ -1,0 +1,147 @@
+package guest_test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/kcradle/kcradle/guest/guesttest"
+	"github.com/kcradle/kcradle/internal/need"
+	"github.com/kcradle/kcradle/internal/vmtest"
+	"github.com/kcradle/kcradle/spec"
+	"github.com/kcradle/kcradle/vmm"
+)
+
+// The tests of this file boot the real init in a real machine:
+//
+//	go test ./guest -run TestVM -v
+
+// disks are the drives of a machine with a busybox image of two layers.
+type disks struct {
+	drives []vmm.Drive
+	place  spec.Placement
+	layers []string
+}
+
+func makeDisks(t testing.TB, volumes ...string) *disks {
+	t.Helper()
+	need.Root(t)
+	erofs := need.Command(t, "mkfs.erofs", "apt-get install erofs-utils")
+	dir := t.TempDir()
+	top := filepath.Join(dir, "top")
+	for name, content := range map[string]string{"etc/motd": "from the upper layer\n", "srv/data/seed": "seed\n"} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(top, name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(top, name), []byte(content), 0o640); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chown(filepath.Join(top, "srv/data"), 1000, 1000); err != nil {
+		t.Fatal(err)
+	}
+	d := &disks{}
+	layers := vmm.Drive{Serial: spec.SerialLayers, ReadOnly: true}
+	var offset int64
+	for i, root := range []string{guesttest.Busybox(t), top} {
+		img := filepath.Join(dir, "layer"+string(rune('0'+i)))
+		if out, err := exec.Command(erofs, img, root).CombinedOutput(); err != nil {
+			t.Fatalf("mkfs.erofs: %v\n%s", err, out)
+		}
+		info, err := os.Stat(img)
+		if err != nil {
+			t.Fatal(err)
+		}
+		size := (info.Size() + vmm.ExtentAlignment - 1) &^ (vmm.ExtentAlignment - 1)
+		id := "sha256:" + strings.Repeat(string(rune('a'+i)), 64)
+		layers.Extents = append(layers.Extents, vmm.Extent{Path: img, Size: info.Size()})
+		d.place.Layers = append(d.place.Layers, spec.Extent{DiffID: id, Offset: offset, Length: size})
+		d.layers = append(d.layers, id)
+		offset += size
+	}
+	d.drives = append(d.drives, layers, vmm.Drive{Serial: spec.SerialScratch, Path: ext4(t, filepath.Join(dir, "scratch"))})
+	for i, name := range volumes {
+		d.drives = append(d.drives, vmm.Drive{Serial: spec.VolumeSerial(i), Path: ext4(t, filepath.Join(dir, name))})
+		d.place.Volumes = append(d.place.Volumes, spec.Drive{Name: name, Serial: spec.VolumeSerial(i)})
+	}
+	d.place.Now = time.Now()
+	d.place.Entropy = []byte(strings.Repeat("entropy.", 8))
+	return d
+}
+
+func ext4(t testing.TB, path string) string {
+	t.Helper()
+	mkfs := need.Command(t, "mkfs.ext4", "apt-get install e2fsprogs")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, 256<<20); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(mkfs, "-q", path).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs.ext4: %v\n%s", err, out)
+	}
+	return path
+}
+
+func (d *disks) boot(t testing.TB, o vmtest.Options) *vmtest.VM {
+	t.Helper()
+	if o.InitFile == "" {
+		o.Init = "github.com/kcradle/kcradle/cmd/init"
+	}
+	o.Drives = d.drives
+	return vmtest.Boot(t, o)
+}
+
+func TestVM(t *testing.T) {
+	if testing.Short() {
+		t.Skip("boots a machine")
+	}
+	d := makeDisks(t, "data")
+	vm := d.boot(t, vmtest.Options{})
+	c := spec.Container{
+		Name: "web", Image: spec.Image{Layers: d.layers},
+		Cmd: []string{"sh", "-c", `
+cat /etc/motd
+cat /proc/self/cgroup
+stat -c '%u %a' /srv/data; ls -A /srv/data; cat /srv/data/seed
+grep -c . /sys/fs/cgroup/cgroup.controllers; cat /sys/fs/cgroup/memory.max
+date +%Y >&2
+head -c 8 /dev/random | wc -c
+touch /x && mount | grep ' / ' | cut -d' ' -f1-5
+ping -c1 -W1 127.0.0.1 | grep -c '1 packets received'
+exit 7`},
+		Mounts: []spec.Mount{{Type: spec.MountVolume, Source: "data", Target: "/srv/data"}},
+	}
+	limit := int64(64 << 20)
+	c.Resources.Memory = limits(limit)
+	began := time.Now()
+	conn := vm.Dial(spec.PortControl)
+	h := guesttest.Launch(t, conn, &spec.Pod{Containers: []spec.Container{c}, Volumes: []spec.Volume{{Name: "data"}}}, &d.place)
+	done := h.Done()
+	t.Logf("ready and run in %v; phases: %v", time.Since(began), done.Phases)
+	want := "from the upper layer\n0::/\n1000 755\nseed\nseed\n1\n67108864\n8\noverlay on / type overlay\n1\n"
+	if got := h.Output(0, 1); got != want {
+		t.Errorf("stdout: got %q, want %q; stderr %q", got, want, h.Output(0, 2))
+	}
+	if got := strings.TrimSpace(h.Output(0, 2)); got != time.Now().UTC().Format("2006") {
+		t.Errorf("year in the guest: %q", got)
+	}
+	if s := h.Status("web", spec.StatusExited); s.ExitCode != 7 {
+		t.Errorf("state: %+v", s)
+	}
+	if !done.Clean {
+		t.Errorf("unclean end: %s", done.Message)
+	}
+	conn.Close()
+	if x := vm.Wait(); x.Console != "" {
+		t.Logf("console: %s", x.Console)
+	}
+}
+
+func limits(memory int64) *specs.LinuxMemory { return &specs.LinuxMemory{Limit: &memory} }
