@@ -22,13 +22,16 @@ const echoIdle = 15 * time.Second
 const hopLimit = 64
 
 // handleARP answers who has the gateway's and the host's address.
-func (n *netstack) handleARP(packet []byte) {
+func (n *netstack) handleARP(eth header.Ethernet, packet []byte) {
 	if len(packet) < header.ARPSize {
 		return
 	}
 	h := header.ARP(packet[:header.ARPSize])
 	if !h.IsValid() || h.Op() != header.ARPRequest {
 		return
+	}
+	if netip.AddrFrom4([4]byte(h.ProtocolAddressSender())) == n.plan.guest4 {
+		n.link.guest.Store(macBits(eth[6:]))
 	}
 	target := netip.AddrFrom4([4]byte(h.ProtocolAddressTarget()))
 	if target != n.plan.gateway4 && target != n.plan.host4 {
@@ -41,7 +44,7 @@ func (n *netstack) handleARP(packet []byte) {
 	copy(reply.ProtocolAddressSender(), h.ProtocolAddressTarget())
 	copy(reply.HardwareAddressTarget(), h.HardwareAddressSender())
 	copy(reply.ProtocolAddressTarget(), h.ProtocolAddressSender())
-	n.link.writePacket(header.ARPProtocolNumber, reply)
+	n.link.writePacket(macBits(eth[6:]), header.ARPProtocolNumber, reply)
 }
 
 func isSolicit(b []byte) bool {
@@ -70,7 +73,7 @@ func (n *netstack) handleSolicit(eth header.Ethernet, ip header.IPv6, b []byte) 
 	opt := body[header.ICMPv6NeighborAdvertMinimumSize:]
 	opt[0], opt[1] = 2, 1 // RFC 4861, section 4.6.1
 	copy(opt[2:], n.link.mac[:])
-	n.sendICMP6(target, asker, header.NDPHopLimit, body)
+	n.writeICMP6(macBits(eth[6:]), target, asker, header.NDPHopLimit, body)
 }
 
 // sendICMP4 sends an ICMP message; its checksum is set here.
@@ -86,11 +89,15 @@ func (n *netstack) sendICMP4(from, to netip.Addr, body []byte) {
 	})
 	ip.SetChecksum(^ip.CalculateChecksum())
 	copy(packet[header.IPv4MinimumSize:], body)
-	n.link.writePacket(header.IPv4ProtocolNumber, packet)
+	n.link.writePacket(n.link.guest.Load(), header.IPv4ProtocolNumber, packet)
 }
 
 // sendICMP6 sends an ICMPv6 message; its checksum is set here.
-func (n *netstack) sendICMP6(from, to netip.Addr, hops uint8, body []byte) {
+func (n *netstack) sendICMP6(from, to netip.Addr, body []byte) {
+	n.writeICMP6(n.link.guest.Load(), from, to, hopLimit, body)
+}
+
+func (n *netstack) writeICMP6(mac uint64, from, to netip.Addr, hops uint8, body []byte) {
 	icmp := header.ICMPv6(body)
 	icmp.SetChecksum(0)
 	icmp.SetChecksum(header.ICMPv6Checksum(header.ICMPv6ChecksumParams{
@@ -102,7 +109,7 @@ func (n *netstack) sendICMP6(from, to netip.Addr, hops uint8, body []byte) {
 		SrcAddr: tcpipAddress(from), DstAddr: tcpipAddress(to),
 	})
 	copy(packet[header.IPv6MinimumSize:], body)
-	n.link.writePacket(header.IPv6ProtocolNumber, packet)
+	n.link.writePacket(mac, header.IPv6ProtocolNumber, packet)
 }
 
 // sendUnreachable tells the guest why its packet went nowhere. It quotes as much of the packet as a kernel looks at to
@@ -161,7 +168,7 @@ func (n *netstack) sendUnreachable(proto tcpip.TransportProtocolNumber, guest, d
 		SrcAddr: tcpipAddress(guest.Addr()), DstAddr: tcpipAddress(dst.Addr()),
 	})
 	copy(body[icmp+header.IPv6MinimumSize:], quoted)
-	n.sendICMP6(n.plan.gateway6, guest.Addr(), hopLimit, body)
+	n.sendICMP6(n.plan.gateway6, guest.Addr(), body)
 }
 
 // echoKey names an echo session: one ping of the guest.
@@ -266,7 +273,7 @@ func (n *netstack) handleICMP6(src, dst netip.Addr, b []byte) {
 	if dst == n.plan.gateway6 || dst == n.plan.host6 {
 		reply := append([]byte(nil), b...)
 		header.ICMPv6(reply).SetType(header.ICMPv6EchoReply)
-		n.sendICMP6(dst, src, hopLimit, reply)
+		n.sendICMP6(dst, src, reply)
 		return
 	}
 	n.forwardEcho(src, dst, header.ICMPv6(b).Ident(), b)
@@ -378,7 +385,7 @@ func (n *netstack) returnEcho(key echoKey, s *echoSession) {
 		if key.dst.Is4() {
 			n.sendICMP4(key.dst, key.guest, b)
 		} else {
-			n.sendICMP6(key.dst, key.guest, hopLimit, b)
+			n.sendICMP6(key.dst, key.guest, b)
 		}
 	}
 }

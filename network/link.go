@@ -100,10 +100,9 @@ func macBits(b []byte) uint64 {
 	return uint64(binary.BigEndian.Uint16(b))<<32 | uint64(binary.BigEndian.Uint32(b[2:]))
 }
 
-// appendHeader appends the length and the Ethernet header of a frame to the guest.
-func (l *link) appendHeader(b []byte, proto tcpip.NetworkProtocolNumber, payload int) []byte {
+// appendHeader appends the length and the Ethernet header of a frame to that address.
+func (l *link) appendHeader(b []byte, mac uint64, proto tcpip.NetworkProtocolNumber, payload int) []byte {
 	b = binary.BigEndian.AppendUint32(b, uint32(header.EthernetMinimumSize+payload))
-	mac := l.guest.Load()
 	b = binary.BigEndian.AppendUint16(b, uint16(mac>>32))
 	b = binary.BigEndian.AppendUint32(b, uint32(mac))
 	b = append(b, l.mac[:]...)
@@ -120,7 +119,7 @@ func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 		if !l.roomLocked() {
 			return n, &tcpip.ErrClosedForSend{}
 		}
-		l.pending = l.appendHeader(l.pending, p.NetworkProtocolNumber, p.Size())
+		l.pending = l.appendHeader(l.pending, l.guest.Load(), p.NetworkProtocolNumber, p.Size())
 		for _, s := range p.AsSlices() {
 			l.pending = append(l.pending, s...)
 		}
@@ -131,13 +130,13 @@ func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 }
 
 // writePacket sends one packet, a network header and what follows it.
-func (l *link) writePacket(proto tcpip.NetworkProtocolNumber, packet []byte) {
+func (l *link) writePacket(mac uint64, proto tcpip.NetworkProtocolNumber, packet []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.roomLocked() {
 		return
 	}
-	l.pending = l.appendHeader(l.pending, proto, len(packet))
+	l.pending = l.appendHeader(l.pending, mac, proto, len(packet))
 	l.pending = append(l.pending, packet...)
 	l.flushLocked()
 }

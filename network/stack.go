@@ -129,7 +129,7 @@ func (n *netstack) deliver(frame []byte) {
 	}
 	switch proto := header.Ethernet(eth).Type(); proto {
 	case header.ARPProtocolNumber:
-		n.handleARP(packet)
+		n.handleARP(eth, packet)
 	case header.IPv4ProtocolNumber:
 		ip := header.IPv4(packet)
 		if !ip.IsValid(len(packet)) {

@@ -95,6 +95,10 @@ func (n *netstack) forwardTCP(ctx context.Context, r *tcp.ForwarderRequest) {
 	var host net.Conn
 	if err == nil {
 		host, err = n.dial(ctx, "tcp", netip.AddrPortFrom(target, dst.Port()).String())
+		// The host's loopback is one place: a server may listen on either of its addresses.
+		if other := otherLoopback(target); other.IsValid() && errors.Is(err, syscall.ECONNREFUSED) {
+			host, err = n.dial(ctx, "tcp", netip.AddrPortFrom(other, dst.Port()).String())
+		}
 	}
 	switch {
 	case err == nil:
@@ -116,6 +120,17 @@ func (n *netstack) forwardTCP(ctx context.Context, r *tcp.ForwarderRequest) {
 		return
 	}
 	n.splice(ctx, ep, wq, host.(*net.TCPConn))
+}
+
+// otherLoopback is the loopback address of the other family, invalid for what is none.
+func otherLoopback(a netip.Addr) netip.Addr {
+	switch {
+	case !a.IsLoopback():
+		return netip.Addr{}
+	case a.Is4():
+		return netip.IPv6Loopback()
+	}
+	return netip.AddrFrom4([4]byte{127, 0, 0, 1})
 }
 
 // answerTCP completes the handshake with the guest; nil when the guest has gone meanwhile.

@@ -118,6 +118,7 @@ type user struct {
 	fileErr   error
 	conn      *net.UnixConn // ours
 	cancel    context.CancelFunc
+	reader    chan struct{} // closed when no more frames are delivered
 	gate      gate
 	closeOnce sync.Once
 
@@ -174,7 +175,9 @@ func openUser(ctx context.Context, c Config, log *slog.Logger) (_ *user, retErr 
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	u.cancel = cancel
 	u.make = func() *netstack { return newNetstack(run, c, u.plan, u.conn, &u.gate, log) }
+	u.reader = make(chan struct{})
 	u.gate.start(func() {
+		defer close(u.reader)
 		err := readFrames(u.conn, func(frame []byte) {
 			if n := u.stack(); n != nil {
 				n.deliver(frame)
@@ -184,6 +187,7 @@ func openUser(ctx context.Context, c Config, log *slog.Logger) (_ *user, retErr 
 			log.Error("the wire to the machine broke", "error", err)
 		}
 		_ = u.conn.Close() // writers end as well
+		cancel()           // what was carried has nowhere to go
 	})
 	for _, p := range u.ports {
 		u.gate.start(func() {
@@ -251,6 +255,7 @@ func (u *user) Close() error {
 			p.close()
 		}
 		_ = u.conn.Close()
+		<-u.reader // a fragment delivered to a closed stack would hang for ever
 		u.gate.shut()
 		u.build.Do(func() {}) // nothing builds it from here on
 		if u.net != nil {

@@ -1,0 +1,180 @@
+package network
+
+import (
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func TestPublish(t *testing.T) {
+	u := openWire(t, Config{Ports: []Port{
+		{Proto: "tcp", ContainerPort: 80},
+		{Proto: "udp", ContainerPort: 80},
+		{Proto: "tcp", HostIP: netip.MustParseAddr(outside4), ContainerPort: 80},
+	}})
+	g := startGuest(t, u)
+	if n := len(u.Ports()); n != 5 {
+		t.Fatalf("got %d bound ports, want 2 of each without address and 1 with: %v", n, u.Ports())
+	}
+	l := g.listen("tcp", ":80")
+	pc := g.listenPacket("udp", ":80")
+	go echoUDP(pc)
+	for _, p := range u.Ports() {
+		if p.HostPort == 0 {
+			t.Fatalf("%v: the port that was found is not shown", p)
+		}
+		// From the loopback, and from an address of its own.
+		reach := []string{outside4, "127.0.0.1"}
+		switch {
+		case p.HostIP.Is6():
+			reach = []string{outside6, "::1"}
+		case !p.HostIP.IsUnspecified():
+			reach = []string{p.HostIP.String()}
+		}
+		for _, host := range reach {
+			t.Run(p.Proto+" "+p.HostIP.String()+" by "+host, func(t *testing.T) {
+				a := netip.MustParseAddr(host)
+				c, err := net.Dial(p.Proto, join(a, p.HostPort))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.Close()
+				if p.Proto == "udp" {
+					askEcho(t, c, []byte("datagram"))
+					if size := 60000; a.Is4() {
+						askEcho(t, c, make([]byte, size))
+					}
+					return
+				}
+				in := accept(t, l)
+				exchange(t, c, in)
+				// The guest sees who it is, where it can answer that address.
+				want := c.LocalAddr().(*net.TCPAddr).AddrPort()
+				got := in.RemoteAddr().(*net.TCPAddr).AddrPort()
+				got = netip.AddrPortFrom(got.Addr().Unmap(), got.Port())
+				if a.IsLoopback() {
+					if got.Addr() != u.plan.gatewayOf(a) {
+						t.Errorf("the guest sees a client on loopback as %v, want the gateway", got)
+					}
+				} else if got != want {
+					t.Errorf("the guest sees the client as %v, want %v", got, want)
+				}
+			})
+		}
+	}
+}
+
+// A server that listens on one family is reached by the other as well: "localhost" is either.
+func TestPublishOtherFamily(t *testing.T) {
+	u := openWire(t, Config{Ports: []Port{{Proto: "tcp", ContainerPort: 80}, {Proto: "tcp", ContainerPort: 81}}})
+	g := startGuest(t, u)
+	only4, only6 := g.listen("tcp4", ":80"), g.listen("tcp6", "[::]:81")
+	for _, p := range u.Ports() {
+		a := netip.MustParseAddr("127.0.0.1")
+		if p.HostIP.Is6() {
+			a = netip.IPv6Loopback()
+		}
+		c, err := net.Dial("tcp", join(a, p.HostPort))
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := only4
+		if p.ContainerPort == 81 {
+			l = only6
+		}
+		in := accept(t, l)
+		_, _ = in.Write([]byte("hello"))
+		_ = in.Close()
+		if got, err := io.ReadAll(c); string(got) != "hello" || err != nil {
+			t.Errorf("%v: got %q, %v", p, got, err)
+		}
+		_ = c.Close()
+	}
+}
+
+// Nobody listens in the guest: the client is reset at once. Nobody is there yet: the client waits for the guest.
+func TestPublishEarly(t *testing.T) {
+	u := openWire(t, Config{Ports: []Port{{Proto: "tcp", HostIP: netip.MustParseAddr("127.0.0.1"), ContainerPort: 80}}})
+	at := join(u.Ports()[0].HostIP, u.Ports()[0].HostPort)
+	early, err := net.Dial("tcp", at) // before the machine
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer early.Close()
+	g := startGuest(t, u)
+	l := g.listen("tcp", ":80")
+	in := accept(t, l)
+	_, _ = in.Write([]byte("welcome"))
+	_ = in.Close()
+	_ = early.SetDeadline(time.Now().Add(20 * time.Second))
+	if got, err := io.ReadAll(early); string(got) != "welcome" || err != nil {
+		t.Errorf("a client that came before the machine: got %q, %v", got, err)
+	}
+	_ = l.Close()
+	late, err := net.Dial("tcp", at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer late.Close()
+	_ = late.SetDeadline(time.Now().Add(2 * time.Second))
+	if _, err := late.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("nobody listens: got %v, want a reset", err)
+	}
+}
+
+func TestPortTaken(t *testing.T) {
+	l := listenHost(t, "tcp", "127.0.0.1:0")
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pc.Close()
+	loop := netip.MustParseAddr("127.0.0.1")
+	free := port(listenHost(t, "tcp", "127.0.0.1:0").Addr())
+	tests := []struct {
+		name  string
+		ports []Port
+		want  []string // in the error
+	}{
+		{"tcp", []Port{{Proto: "tcp", HostIP: loop, HostPort: port(l.Addr()), ContainerPort: 80}},
+			[]string{join(loop, port(l.Addr())) + ":80/tcp", "address already in use", "ss -ltnp"}},
+		{"udp", []Port{{Proto: "udp", HostIP: loop, HostPort: port(pc.LocalAddr()), ContainerPort: 80}},
+			[]string{"address already in use", "ss -lunp"}},
+		{"one family of every address", []Port{{Proto: "tcp", HostPort: port(l.Addr()), ContainerPort: 80}},
+			[]string{"address already in use"}},
+		{"a range of one taken port", []Port{{Proto: "tcp", HostIP: loop, HostPort: free, HostPortEnd: free, ContainerPort: 80}},
+			[]string{"address already in use"}},
+		{"an address of another host", []Port{{Proto: "tcp", HostIP: netip.MustParseAddr("192.0.2.77"), ContainerPort: 80}},
+			[]string{"does not have that address"}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			// One before it that can be bound, which must be free again afterwards.
+			before := Port{Proto: "tcp", HostIP: loop, ContainerPort: 79}
+			w, err := Open(t.Context(), Config{Mode: User, Ports: append([]Port{before}, test.ports...)}, discard())
+			if err == nil {
+				w.Close()
+				t.Fatal("opened")
+			}
+			for _, want := range test.want {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("got %q, want %q in it", err, want)
+				}
+			}
+		})
+	}
+	namespace(t)
+	taken := port(l.Addr())
+	if taken == 65535 {
+		t.Skip("the kernel gave the last port")
+	}
+	u := openWire(t, Config{Ports: []Port{{Proto: "tcp", HostIP: loop, HostPort: taken, HostPortEnd: taken + 1, ContainerPort: 80}}})
+	if got := u.Ports()[0].HostPort; got != taken+1 {
+		t.Errorf("a range whose first port is taken: got %d, want %d", got, taken+1)
+	}
+}
