@@ -1,0 +1,238 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+
+	"github.com/kcradle/kcradle/image/layer"
+)
+
+// errPlainHTTP says that a registry would have to be spoken to without TLS and was not named as one of those.
+var errPlainHTTP = errors.New("plain HTTP is not allowed")
+
+// registry is a repository of a registry, with an authenticated client.
+type registry struct {
+	host   string
+	repo   string
+	scheme string
+	client *http.Client
+}
+
+// dialRegistry speaks the registry's authentication handshake.
+func dialRegistry(ctx context.Context, ref Reference, o PullOptions) (*registry, error) {
+	repo, err := name.NewRepository(ref.domain()+"/"+ref.repository(), name.Insecure)
+	if err != nil {
+		return nil, err
+	}
+	host := repo.RegistryStr()
+	plain := ref.plainHTTP || slices.Contains(o.PlainHTTP, ref.domain()) || slices.Contains(o.PlainHTTP, host)
+	auth, err := authn.Resolve(ctx, o.Keychain, repo)
+	if err != nil {
+		return nil, fmt.Errorf("find credentials for %s: %w", host, err)
+	}
+	base := &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           (&net.Dialer{Timeout: 20 * time.Second}).DialContext,
+		ForceAttemptHTTP2:     true,
+		TLSHandshakeTimeout:   20 * time.Second,
+		ResponseHeaderTimeout: stallTimeout,
+		IdleConnTimeout:       30 * time.Second,
+		MaxIdleConnsPerHost:   16,
+		DisableCompression:    true, // a blob is the bytes with its digest, not what they would unpack to
+	}
+	guard := schemes{host: host, plain: plain, next: base}
+	r := &registry{host: host, repo: repo.RepositoryStr(), scheme: "https"}
+	if plain {
+		r.scheme = "http"
+	}
+	err = retry(ctx, func() error {
+		t, err := transport.NewWithContext(ctx, repo.Registry, auth, guard, []string{repo.Scope(transport.PullScope)})
+		if err != nil {
+			return r.explain(err)
+		}
+		r.client = &http.Client{Transport: t}
+		return nil
+	})
+	return r, err
+}
+
+// schemes lets requests to the registry go over the one scheme it was named with, and no request fall back from TLS to
+// plain HTTP: the library below would do so for names that look local.
+type schemes struct {
+	host  string
+	plain bool
+	next  http.RoundTripper
+}
+
+func (s schemes) RoundTrip(r *http.Request) (*http.Response, error) {
+	switch {
+	case r.URL.Scheme == "http" && !s.plain:
+		return nil, fmt.Errorf("%s: %w", r.URL.Host, errPlainHTTP)
+	case r.URL.Scheme == "https" && s.plain && r.URL.Host == s.host:
+		return nil, fmt.Errorf("%s was named as a registry that speaks plain HTTP", r.URL.Host)
+	}
+	return s.next.RoundTrip(r)
+}
+
+// explain turns a registry's error into ours, with the remedy.
+func (r *registry) explain(err error) error {
+	var te *transport.Error
+	if errors.As(err, &te) {
+		switch te.StatusCode {
+		case http.StatusUnauthorized, http.StatusForbidden:
+			return fmt.Errorf("%w by %s: there is no such repository, or it wants a login: docker login %s: %w", ErrUnauthorized, r.host, r.host, err)
+		case http.StatusNotFound:
+			return fmt.Errorf("%w at %s: %w", ErrNotFound, r.host, err)
+		}
+		return err
+	}
+	if errors.Is(err, http.ErrSchemeMismatch) || errors.Is(err, errPlainHTTP) && errors.Is(err, unix.ECONNREFUSED) ||
+		strings.Contains(err.Error(), "HTTP response to HTTPS client") {
+		return fmt.Errorf("%s does not speak TLS; if it is meant to be spoken to without, say so: --plain-http %s, or docker+http://%s/…: %w",
+			r.host, r.host, r.host, errPlainHTTP)
+	}
+	return err
+}
+
+func (r *registry) get(ctx context.Context, path string, header http.Header) (*http.Response, error) {
+	u := url.URL{Scheme: r.scheme, Host: r.host, Path: "/v2/" + r.repo + "/" + path}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	for k, v := range header {
+		req.Header[k] = v
+	}
+	resp, err := r.client.Do(req)
+	if err != nil {
+		return nil, r.explain(err)
+	}
+	if err := transport.CheckError(resp, http.StatusOK, http.StatusPartialContent); err != nil {
+		resp.Body.Close()
+		return nil, r.explain(err)
+	}
+	return resp, nil
+}
+
+// document reads something small.
+func (r *registry) document(ctx context.Context, path string, header http.Header) (b []byte, h http.Header, err error) {
+	err = retry(ctx, func() error {
+		ctx, cancel := context.WithTimeout(ctx, stallTimeout)
+		defer cancel()
+		resp, err := r.get(ctx, path, header)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		b, err = io.ReadAll(io.LimitReader(resp.Body, maxDocument+1))
+		if err == nil && len(b) > maxDocument {
+			err = fmt.Errorf("%w: more than %d bytes", ErrUnsupported, maxDocument)
+		}
+		h = resp.Header
+		return err
+	})
+	return b, h, err
+}
+
+// blob opens a blob from an offset on.
+func (r *registry) blob(ctx context.Context, d ocispec.Descriptor, offset int64) (io.ReadCloser, error) {
+	h := http.Header{}
+	if offset > 0 {
+		h.Set("Range", "bytes="+strconv.FormatInt(offset, 10)+"-")
+	}
+	resp, err := r.get(ctx, "blobs/"+d.Digest.String(), h)
+	if err != nil {
+		return nil, err
+	}
+	if offset > 0 && resp.StatusCode == http.StatusPartialContent {
+		if want := fmt.Sprintf("bytes %d-", offset); !strings.HasPrefix(resp.Header.Get("Content-Range"), want) {
+			resp.Body.Close()
+			return nil, fmt.Errorf("%s sent the range %.100q, not from byte %d on", r.host, resp.Header.Get("Content-Range"), offset)
+		}
+		return resp.Body, nil
+	}
+	// A registry that knows no ranges sends all of it.
+	if _, err := io.CopyN(io.Discard, resp.Body, offset); err != nil {
+		resp.Body.Close()
+		return nil, noEOF(err)
+	}
+	return resp.Body, nil
+}
+
+// retry repeats an act whose error may be gone the next time.
+func retry(ctx context.Context, act func() error) error {
+	for try := 1; ; try++ {
+		err := act()
+		if err == nil || try >= maxAttempts-2 || !transient(err) || ctx.Err() != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(backoff(try)):
+		}
+	}
+}
+
+// findRemote finds an image at its registry.
+func findRemote(ctx context.Context, ref Reference, o PullOptions) (*found, error) {
+	r, err := dialRegistry(ctx, ref, o)
+	if err != nil {
+		return nil, err
+	}
+	accept := http.Header{"Accept": {strings.Join([]string{
+		ocispec.MediaTypeImageIndex, dockerManifestList, ocispec.MediaTypeImageManifest, dockerManifest,
+	}, ", ")}}
+	top, header, err := r.document(ctx, "manifests/"+ref.target(), accept)
+	if err != nil {
+		return nil, err
+	}
+	want := ref.pinned()
+	if h := digest.Digest(header.Get("Docker-Content-Digest")); want == "" && h.Validate() == nil && h.Algorithm() == digest.SHA256 {
+		want = h
+	}
+	if got := digest.FromBytes(top); want != "" && got != want {
+		return nil, fmt.Errorf("manifest %s: %w: it has %s", want, ErrCorrupt, got)
+	}
+	mediaType, _, _ := strings.Cut(header.Get("Content-Type"), ";")
+	f, err := resolve(top, strings.TrimSpace(mediaType), func(d ocispec.Descriptor) ([]byte, error) {
+		path := "blobs/"
+		if isManifest(d.MediaType) {
+			path = "manifests/"
+		}
+		b, _, err := r.document(ctx, path+d.Digest.String(), accept)
+		return b, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	f.names, f.source, f.transport, f.remote = []string{ref.Key()}, ref.String(), Registry, true
+	f.open = func(ctx context.Context, n int, offset int64) (io.ReadCloser, error) {
+		return r.blob(ctx, f.layers[n], offset)
+	}
+	return f, nil
+}
+
+func isLimit(err error) bool { return errors.Is(err, layer.ErrLimit) }
+
+// isSystem says whether an error is this machine's: a full disk has nothing to do with what came.
+func isSystem(err error) bool {
+	var errno unix.Errno
+	return errors.As(err, &errno)
+}
