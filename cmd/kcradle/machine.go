@@ -15,7 +15,7 @@ import (
 // Sizes of a machine whose pod names none.
 const (
 	defaultMemory = 1 << 30 // bytes for the containers; what is not used goes back to the host
-	defaultVCPUs  = 2       // at most; and no more than the host has
+	defaultVCPUs  = 4       // at most, and no more than the host has
 )
 
 // guestMemory is what the guest itself needs beside what its containers were promised: the kernel with its page
@@ -70,6 +70,9 @@ func machineConfig(in machineInput) vmm.Config {
 	}
 	if c.VCPUs == 0 {
 		c.VCPUs = max(1, min(in.HostCPUs, defaultVCPUs))
+		if in.Engine == vmm.TCG { // in software each more costs a tenth of the boot
+			c.VCPUs = 1
+		}
 	}
 	c.Drives = append(c.Drives, vmm.Drive{Serial: spec.SerialScratch, Path: in.Bundle.ScratchPath()})
 	if len(in.Layers) > 0 {

@@ -24,7 +24,7 @@ func TestMachineConfig(t *testing.T) {
 	})
 	want := vmm.Config{
 		Name: "kcradle:shop", Engine: vmm.TCG, QEMU: "/qemu", Kernel: "/p/vmlinux", Initrd: "/p/initrd.cpio", CommandLine: "quiet",
-		VCPUs: defaultVCPUs, Memory: defaultMemory + guestMemory(defaultMemory), Console: "/b/run/console.log",
+		VCPUs: 1, Memory: defaultMemory + guestMemory(defaultMemory), Console: "/b/run/console.log",
 		Drives: []vmm.Drive{
 			{Serial: "scratch", Path: "/b/scratch.ext4"},
 			{Serial: "layers", ReadOnly: true, Extents: []vmm.Extent{{Path: "/s/aa", Size: 5000}, {Path: "/s/bb", Size: 8192}}},
@@ -36,6 +36,12 @@ func TestMachineConfig(t *testing.T) {
 	}
 	if err := got.Validate(); err != nil {
 		t.Error(err)
+	}
+	for hostCPUs, want := range map[int]int{1: 1, 2: 2, 64: defaultVCPUs} {
+		in := machineInput{Bundle: &bundle.Bundle{}, Pod: pod, Package: &bundle.Package{}, Engine: vmm.KVM, HostCPUs: hostCPUs}
+		if got := machineConfig(in).VCPUs; got != want {
+			t.Errorf("vCPUs on a host with %d: got %d, want %d", hostCPUs, got, want)
+		}
 	}
 	wantExtents := []spec.Extent{{DiffID: "sha256:aa", Offset: 0, Length: 8192}, {DiffID: "sha256:bb", Offset: 8192, Length: 8192}}
 	if d := cmp.Diff(wantExtents, extents(layers)); d != "" {

@@ -151,6 +151,12 @@ func statusText(s spec.State, now time.Time) string {
 			text += " (Paused)"
 		}
 		return text
+	case spec.StatusExited, spec.StatusDead, spec.StatusRestarting:
+		if s.Finished.IsZero() { // nobody was there to see it
+			return fmt.Sprintf("Exited (%d)", s.ExitCode)
+		}
+	}
+	switch s.Status {
 	case spec.StatusRestarting:
 		return fmt.Sprintf("Restarting (%d) %s ago", s.ExitCode, units.HumanDuration(now.Sub(s.Finished)))
 	case spec.StatusExited, spec.StatusDead:

@@ -16,6 +16,7 @@ func verbs() []verb {
 		{groupPod, newCp},
 		{groupPod, newInspect},
 		{groupPod, newEnv},
+		{groupHost, newDoctorCommand},
 		{groupHost, newPackage},
 		{groupHost, newDoctorCommand},
 		{groupHost, newVersion},
