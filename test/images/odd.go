@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 )
 
@@ -125,7 +126,12 @@ const netRaw = "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00
 // oddLayers hold one of everything that a converter of images can get wrong.
 func oddLayers(_ *host) ([]writeLayer, error) {
 	long := strings.Repeat("a-rather-long-name-", 12)[:200]
-	deep := "odd/long/" + strings.Repeat(long[:100]+"/", 8)
+	deep := "odd/long"
+	var down []entry
+	for range 8 {
+		deep += "/" + long[:100]
+		down = append(down, dir(deep, 0o755))
+	}
 	sparse := make([]byte, 4<<20)
 	copy(sparse[3<<20:], "an island")
 	older := tar.Header{Typeflag: tar.TypeReg, Name: "odd/old", Mode: 0o644, ModTime: epoch.AddDate(-40, 0, 0)}
@@ -136,7 +142,7 @@ func oddLayers(_ *host) ([]writeLayer, error) {
 		many = append(many, text(fmt.Sprintf("odd/many/file-%04d", i), 0o644, fmt.Sprint(i)))
 	}
 
-	below := entries(append(many,
+	below := entries(slices.Concat(many, []entry{
 		dir("odd", 0o755), dir("odd/modes", 0o755),
 		text("odd/modes/setuid", 0o4755, "u"), text("odd/modes/setgid", 0o2755, "g"), text("odd/modes/none", 0, "0"),
 		text("odd/modes/everything", 0o7777, "7"), dir("odd/modes/sticky", 0o1777), dir("odd/modes/setgid-dir", 0o2775),
@@ -163,7 +169,7 @@ func oddLayers(_ *host) ([]writeLayer, error) {
 		symlink("odd/links/dir", "../modes"),
 
 		dir("odd/long", 0o755), text("odd/long/"+long, 0o644, "long"), text("odd/long/"+strings.Repeat("ü", 127), 0o644, "255 bytes"),
-		text(deep+"file", 0o644, "deep"), text("odd/long/bytes-\xff\xfe", 0o644, "no utf-8"),
+		text("odd/long/bytes-\xff\xfe", 0o644, "no utf-8"),
 		text("odd/long/new\nline", 0o644, "n"), text("odd/long/ space", 0o644, "s"), text(`odd/long/back\slash`, 0o644, "b"),
 
 		entry{Header: tar.Header{Typeflag: tar.TypeReg, Name: "odd/sparse", Mode: 0o644}, body: sparse},
@@ -180,7 +186,8 @@ func oddLayers(_ *host) ([]writeLayer, error) {
 		text("odd/becomes-dir", 0o644, "a file"), symlink("odd/link-becomes-dir", "kept"),
 		dir("odd/there-and-back", 0o755), text("odd/there-and-back/first", 0o644, "1"),
 		text("odd/changed", 0o644, "before"), text("odd/mode-changed", 0o644, "same"),
-	)...)
+		text("odd/implied/by/a/file", 0o644, "whose directories have no entries"),
+	}, down, []entry{text(deep+"/file", 0o644, "deep")})...)
 	// As in layers that docker makes, each layer has an entry for every directory it touches.
 	middle := entries(
 		dir("odd", 0o755), dir("odd/kept", 0o755), dir("odd/links", 0o755),

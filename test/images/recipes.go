@@ -152,7 +152,7 @@ func recipes() []*recipe {
 		},
 		{
 			name:    "odd",
-			version: "2",
+			version: "3",
 			parent:  "busybox",
 			layers:  oddLayers,
 			config:  v1.Config{Env: []string{pathEnv}, Cmd: []string{"sh"}},
