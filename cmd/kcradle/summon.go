@@ -179,6 +179,9 @@ func summon(ctx context.Context, a *app, o summonOptions) error {
 	if o.Platform != "" && o.Platform != image.Platform {
 		return fmt.Errorf("platform %s: only %s runs here", o.Platform, image.Platform)
 	}
+	if !slices.Contains([]image.Policy{image.Always, image.Missing, image.Never}, image.Policy(o.Pull)) {
+		return usageError{fmt.Errorf("invalid argument %q for \"--pull\" flag: want always, missing or never", o.Pull)}
+	}
 	pod, containers, err := o.skeleton(a)
 	if err != nil {
 		return err
@@ -456,23 +459,13 @@ func addVolumes(p *spec.Pod, names []string, size string) error {
 	return nil
 }
 
-// getImage finds an image in the store or pulls it.
+// getImage brings an image into the store, as --pull says.
 func getImage(ctx context.Context, a *app, store *image.Store, name string, o summonOptions) (*image.Image, error) {
 	ref, err := image.ParseReference(name)
 	if err != nil {
 		return nil, err
 	}
-	switch o.Pull {
-	case "always":
-	case "missing", "never":
-		img, err := store.Get(ctx, ref)
-		if err == nil || !errors.Is(err, image.ErrNotFound) || o.Pull == "never" {
-			return img, err
-		}
-	default:
-		return nil, usageError{fmt.Errorf("invalid argument %q for \"--pull\" flag: want always, missing or never", o.Pull)}
-	}
-	return pullImage(ctx, a, store, ref, o.Quiet)
+	return store.Pull(ctx, ref, image.PullOptions{Platform: o.Platform, Policy: image.Policy(o.Pull)})
 }
 
 func newID() string {
