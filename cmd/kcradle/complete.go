@@ -59,17 +59,15 @@ func completeContainers(a *app) completion {
 	}
 }
 
-// completeDirThenImage is for summon: a new directory, then an image.
-func completeDirThenImage(*app) completion {
-	return func(_ *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
-		switch {
-		case len(args) == 0:
+// completeDirThenImage is for summon: a new directory, then an image, then the command.
+func completeDirThenImage(a *app) completion {
+	images := completeImages(a)
+	return func(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+		switch len(args) {
+		case 0:
 			return nil, cobra.ShellCompDirectiveFilterDirs
-		case len(args) == 1 && strings.Contains(word, ":"): // oci:DIR, docker-archive:FILE
-			return nil, cobra.ShellCompDirectiveDefault
-		case len(args) == 1:
-			return []string{"docker://", "docker-daemon:", "docker-archive:", "oci:", "oci-archive:", "containerd:"},
-				cobra.ShellCompDirectiveNoSpace | cobra.ShellCompDirectiveNoFileComp
+		case 1:
+			return images(cmd, nil, word)
 		}
 		return nil, cobra.ShellCompDirectiveDefault
 	}

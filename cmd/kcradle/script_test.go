@@ -17,7 +17,7 @@ import (
 
 	"github.com/kcradle/kcradle/bundle"
 	"github.com/kcradle/kcradle/internal/need"
-	"github.com/kcradle/kcradle/test/images"
+	testimages "github.com/kcradle/kcradle/test/images"
 )
 
 // The scripts of testdata/script need no machine, those of testdata/machine boot one for each run:
@@ -140,7 +140,7 @@ func TestMachine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cache, err := images.Open("", os.Stderr)
+	cache, err := testimages.Open("", os.Stderr)
 	if err != nil {
 		t.Fatal(err)
 	}

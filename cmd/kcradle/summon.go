@@ -465,7 +465,12 @@ func getImage(ctx context.Context, a *app, store *image.Store, name string, o su
 	if err != nil {
 		return nil, err
 	}
-	return store.Pull(ctx, ref, image.PullOptions{Platform: o.Platform, Policy: image.Policy(o.Pull)})
+	source := sourceOptions{Quiet: o.Quiet, Platform: o.Platform}
+	opts, err := source.pullOptions(image.Policy(o.Pull))
+	if err != nil {
+		return nil, err
+	}
+	return pullShown(ctx, a, store, ref, opts, o.Quiet)
 }
 
 func newID() string {

@@ -180,7 +180,7 @@ func (s *supervisor) supervise(ctx context.Context, state *bundle.State, signals
 	}
 	config := machineConfig(machineInput{
 		Bundle: s.bundle, Pod: s.pod, Package: pkg, Layers: layers, Engine: host.Engine, QEMU: host.QEMU.Path,
-		HostCPUs: runtime.NumCPU(), Wire: machineWire(nc.Mode, wire), RunAs: runAs,
+		HostCPUs: runtime.NumCPU(), Wire: machineWire(nc.Mode, wire), RunAs: runAs, CID: contextID(),
 	})
 	if s.machine, err = vmm.Start(ctx, config, s.log); err != nil {
 		return end, err
@@ -280,6 +280,19 @@ func (s *supervisor) clean() error {
 		}
 	}
 	return nil
+}
+
+// contextID is a context id on AF_VSOCK where the host has it, and 0 elsewhere. The kernel refuses one that is in use;
+// of 4 billion that does not happen.
+func contextID() uint32 {
+	f, err := os.OpenFile("/dev/vhost-vsock", os.O_RDWR, 0)
+	if err != nil {
+		return 0
+	}
+	defer f.Close()
+	var b [4]byte
+	_, _ = rand.Read(b[:]) // never fails since Go 1.24
+	return 1<<16 | binary.BigEndian.Uint32(b[:])&^(1<<31)
 }
 
 func machineWire(mode network.Mode, w network.Wire) *vmm.Wire {
