@@ -13,11 +13,11 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"github.com/kcradle/kcradle/guest/guesttest"
+	"github.com/kcradle/kcradle/guest/sandboxtest"
 	"github.com/kcradle/kcradle/guest/reap"
 )
 
-func TestMain(m *testing.M) { guesttest.Inside(m) }
+func TestMain(m *testing.M) { sandboxtest.Inside(m) }
 
 // fixture is a reaper and a busybox root.
 type fixture struct {
@@ -28,8 +28,8 @@ type fixture struct {
 
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
-	cgroups := guesttest.Cgroup(t)
-	f := &fixture{reaper: reap.New(), root: guesttest.Busybox(t)}
+	cgroups := sandboxtest.Cgroup(t)
+	f := &fixture{reaper: reap.New(), root: sandboxtest.Busybox(t)}
 	if err := unix.Mount(f.root, f.root, "", unix.MS_BIND, ""); err != nil {
 		t.Fatal(err)
 	}

@@ -122,6 +122,10 @@ func (t *table) root(c *Config) {
 		t.device(d)
 	}
 
+	// What docker leaves in every container: the mark that it is one, and where the mounts are listed.
+	t.mkfile("/.dockerenv")
+	t.mkdir("/etc", 0o755)
+	t.symlink("/proc/mounts", "/etc/mtab")
 	source := regSources
 	for _, m := range c.Mounts {
 		if m.File {

@@ -1,3 +1,12 @@
+// Package guesttest starts a guest on a host, as root, in namespaces of its own, with directories where a machine has
+// disks:
+//
+//	func TestMain(m *testing.M) { guesttest.Main(m, api) }
+//	func TestX(t *testing.T) {
+//		h := guesttest.Start(t, doc, map[string]string{"web": guesttest.Busybox(t)})
+//		conn, err := h.DialVdocker(ctx)
+//		…
+//	}
 package guesttest
 
 import (
@@ -23,9 +32,18 @@ import (
 
 	"github.com/kcradle/kcradle/guest"
 	"github.com/kcradle/kcradle/guest/early"
+	"github.com/kcradle/kcradle/guest/sandboxtest"
 	"github.com/kcradle/kcradle/internal/need"
 	"github.com/kcradle/kcradle/spec"
 )
+
+const envGuest = "KCRADLE_GUESTTEST_GUEST"
+
+// Busybox is sandboxtest.Busybox.
+func Busybox(t testing.TB) string {
+	t.Helper()
+	return sandboxtest.Busybox(t)
+}
 
 // Main runs the tests of a package, or, in a process that Start made, the guest with that API.
 func Main(m *testing.M, api guest.API) {
@@ -48,7 +66,7 @@ type order struct {
 }
 
 func runGuest(api guest.API) error {
-	if err := settle(); err != nil {
+	if err := sandboxtest.Settle(); err != nil {
 		return err
 	}
 	var o order
@@ -159,7 +177,7 @@ func StartWith(t testing.TB, doc *spec.Pod, roots map[string]string, opts Option
 			o.Layers[c.Image.Layers[0]] = dir
 		}
 	}
-	cgroup, remove, err := makeCgroup()
+	cgroup, remove, err := sandboxtest.MakeCgroup()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -180,7 +198,7 @@ func StartWith(t testing.TB, doc *spec.Pod, roots map[string]string, opts Option
 	h.cmd.Env = append(os.Environ(), envGuest+"="+string(env))
 	h.cmd.Stdout, h.cmd.Stderr = os.Stderr, os.Stderr
 	h.cmd.ExtraFiles = []*os.File{theirs}
-	h.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: namespaces}
+	h.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: sandboxtest.Namespaces}
 	err = h.cmd.Start()
 	theirs.Close()
 	if err != nil {

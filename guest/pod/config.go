@@ -76,7 +76,11 @@ func (c *Container) layers() ([]string, error) {
 }
 
 func (c *Container) furnish(root string) error {
-	if err := rootfs.Prepare(root); err != nil {
+	var targets []string
+	for _, f := range c.files {
+		targets = append(targets, f.target)
+	}
+	if err := rootfs.Prepare(root, targets); err != nil {
 		return err
 	}
 	for _, f := range c.files {

@@ -469,6 +469,7 @@ func (c *Container) stopHeld(ctx context.Context, o StopOptions, api bool) error
 	if err := c.send(r, sig); err != nil {
 		return c.wrap(err)
 	}
+	c.emitKill(sig)
 	if paused {
 		// What is frozen does not see the signal.
 		if err := c.thaw(ctx, r); err != nil {
@@ -487,6 +488,7 @@ func (c *Container) stopHeld(ctx context.Context, o StopOptions, api bool) error
 		if err := c.send(r, syscall.SIGKILL); err != nil {
 			return c.wrap(err)
 		}
+		c.emitKill(syscall.SIGKILL)
 	case <-ctx.Done():
 		return c.wrap(ctx.Err())
 	}
@@ -536,8 +538,13 @@ func (c *Container) Kill(_ context.Context, sig syscall.Signal) error {
 	if err := c.send(r, sig); err != nil {
 		return c.wrap(err)
 	}
-	c.pod.Emit(Event{Action: "kill", Container: c.ID(), Attributes: map[string]string{"signal": strconv.Itoa(int(sig))}})
+	c.emitKill(sig)
 	return nil
+}
+
+// emitKill tells of a signal that the API sent, for a stop, too.
+func (c *Container) emitKill(sig syscall.Signal) {
+	c.pod.Emit(Event{Action: "kill", Container: c.ID(), Attributes: map[string]string{"signal": strconv.Itoa(int(sig))}})
 }
 
 // signal passes on a signal that the host's kcradle run got.

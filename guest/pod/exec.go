@@ -21,6 +21,8 @@ type Exec struct {
 	run *run
 	cfg ExecConfig
 
+	over chan struct{} // closed when the end is in the state
+
 	mu      sync.Mutex
 	started bool
 	proc    *container.Running // nil until started
@@ -47,7 +49,7 @@ func (c *Container) Exec(cfg ExecConfig) (*Exec, error) {
 	if _, err := rand.Read(b[:]); err != nil {
 		return nil, err
 	}
-	e := &Exec{id: hex.EncodeToString(b[:]), c: c, run: r, cfg: cfg}
+	e := &Exec{id: hex.EncodeToString(b[:]), c: c, run: r, cfg: cfg, over: make(chan struct{})}
 	if cfg.ConsoleSize != nil {
 		if e.size, err = terminalSize(cfg.ConsoleSize[0], cfg.ConsoleSize[1]); err != nil {
 			return nil, c.wrap(err)
@@ -168,7 +170,11 @@ func (e *Exec) Start(ctx context.Context) (*ExecSession, error) {
 	proc, err := e.c.join(e.run, e.cfg, size)
 	if err != nil {
 		se := container.AsStartError(err)
-		e.ended(se.Code)
+		code := se.Code
+		if code == 125 {
+			code = 126 // of an exec docker says so whatever kept it from starting
+		}
+		e.ended(code)
 		return nil, se
 	}
 	s := &ExecSession{e: e, proc: proc}
@@ -235,12 +241,13 @@ func (e *Exec) ended(code int) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.state = ExecState{ExitCode: &code, Pid: e.state.Pid}
+	close(e.over)
 }
 
-// Wait waits for the process's end.
+// Wait waits for the process's end. When it returns, the exec's state tells of it.
 func (s *ExecSession) Wait(ctx context.Context) (exitCode int, err error) {
 	select {
-	case <-s.proc.Done():
+	case <-s.e.over:
 		return s.proc.Exit().Code(), nil
 	case <-ctx.Done():
 		return 0, ctx.Err()

@@ -9,6 +9,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -34,6 +35,7 @@ type outputLog struct {
 	end      int64         // offset of the next record
 	tail     []record      // the newest records, oldest first
 	tailSize int
+	stored   int   // how many of them are in files
 	pump     int64 // everything before it was pumped; MaxInt64: there is no pump
 	room     sync.Cond
 	closed   bool // nothing is written to files any more
@@ -107,11 +109,27 @@ func openLog(dir string, max int64) (*outputLog, error) {
 // not taken.
 func (l *outputLog) append(stream byte, now time.Time, b []byte) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	r := record{off: l.end, stream: stream, time: now.UnixNano(), bytes: slices.Clone(b)}
 	l.end = r.next()
 	l.tail = append(l.tail, r)
 	l.tailSize += len(b)
+	l.wakeLocked()
+	l.mu.Unlock()
+
+	// Readers go ahead from memory, on a machine with one processor, too: the host's first byte is not to wait for a file.
+	runtime.Gosched()
+
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for l.stored < len(l.tail) {
+		if !l.closed {
+			if err := l.storeLocked(&l.tail[l.stored]); err != nil {
+				// A full disk, mostly: this record stays in memory only, the next one gets a file of its own.
+				l.writing = nil
+			}
+		}
+		l.stored++
+	}
 	drop := 0
 	for l.tailSize > tailLimit && drop < len(l.tail)-1 {
 		l.tailSize -= len(l.tail[drop].bytes)
@@ -119,13 +137,7 @@ func (l *outputLog) append(stream byte, now time.Time, b []byte) {
 		drop++
 	}
 	l.tail = l.tail[drop:]
-	l.wakeLocked() // readers go ahead from memory
-	if !l.closed {
-		if err := l.storeLocked(&r); err != nil {
-			// A full disk, mostly: this record stays in memory only, the next one gets a file of its own.
-			l.writing = nil
-		}
-	}
+	l.stored -= drop
 	for l.end-l.pump > l.max {
 		l.room.Wait()
 	}

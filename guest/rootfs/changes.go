@@ -33,8 +33,8 @@ var standing = map[string]bool{
 	"/etc/hosts": true, "/etc/mtab": true, "/etc/resolv.conf": true, "/proc": true, "/sys": true, "/sbin": true, "/sbin/docker-init": true,
 }
 
-// Changes compares upper with layers (oldest first), both as overlayfs keeps them, and leaves out what Prepare and the
-// mount points of a start made. Ignore adds paths, mount targets mostly.
+// Changes compares upper with layers (oldest first), both as overlayfs keeps them, and leaves out what a start
+// makes in every container. Ignore adds paths, mount targets mostly.
 func Changes(layers []string, upper string, ignore map[string]bool) ([]Change, error) {
 	var out []Change
 	root, err := os.OpenRoot(upper)
@@ -155,47 +155,25 @@ func isOpaque(r *os.Root, dir string) bool {
 	return err == nil && n == 1 && v[0] == 'y'
 }
 
-// Prepare makes in the mounted tree what docker makes in every container before its first start.
-func Prepare(root string) error {
-	dir, err := os.OpenRoot(root)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	for _, p := range []struct {
-		path   string
-		kind   byte
-		target string
-	}{
-		{"proc", 'd', ""}, {"sys", 'd', ""}, {"dev", 'd', ""}, {"dev/pts", 'd', ""}, {"dev/shm", 'd', ""}, {"dev/console", 'f', ""},
-		{".dockerenv", 'f', ""}, {"etc", 'd', ""}, {"etc/hosts", 'f', ""}, {"etc/hostname", 'f', ""}, {"etc/resolv.conf", 'f', ""},
-		{"etc/mtab", 'l', "/proc/mounts"},
-	} {
-		info, err := dir.Lstat(p.path)
-		if err == nil && p.kind == 'f' && info.Mode()&fs.ModeSymlink != 0 {
-			// A link here would lead a mount astray (resolv.conf of a systemd image).
-			if err := dir.Remove(p.path); err != nil {
-				return err
+// Prepare takes links away from where a start mounts files, as docker does: a link there would lead the mount astray
+// (resolv.conf of an image that ran systemd). What else docker makes in a container a start makes, see package container.
+func Prepare(root string, files []string) error {
+	for _, path := range files {
+		dir, err := open(root, filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY)
+		if err != nil {
+			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+				continue
 			}
-			err = fs.ErrNotExist
-		}
-		if err == nil {
-			continue
-		}
-		switch p.kind {
-		case 'd':
-			err = dir.Mkdir(p.path, 0o755)
-		case 'f':
-			var f *os.File
-			if f, err = dir.OpenFile(p.path, os.O_CREATE|os.O_WRONLY, 0o755); err == nil {
-				err = f.Close()
-			}
-		case 'l':
-			err = dir.Symlink(p.target, p.path)
-		}
-		// An image whose /etc is a link elsewhere is left as it is: a start resolves the mount points inside it.
-		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EROFS) || errors.Is(err, unix.EIO) {
 			return err
+		}
+		name := filepath.Base(path)
+		var b [1]byte
+		if _, err = unix.Readlinkat(int(dir.Fd()), name, b[:]); err == nil {
+			err = unix.Unlinkat(int(dir.Fd()), name, 0)
+		}
+		dir.Close()
+		if err != nil && err != unix.ENOENT && err != unix.EINVAL { // EINVAL: no link
+			return &fs.PathError{Op: "remove link", Path: path, Err: err}
 		}
 	}
 	return nil

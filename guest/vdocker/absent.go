@@ -13,7 +13,7 @@ func (s *server) absent() []dockerapi.Route {
 	const (
 		fixed    = "a pod's containers are fixed by its pod.json"
 		noImages = "a pod holds the images of its pod.json and no others"
-		noSwarm  = "This node is not a swarm manager. A pod is one machine and cannot join a swarm."
+		noSwarm  = `This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.`
 	)
 	no := func(method, path, sentence string) dockerapi.Route {
 		return dockerapi.Route{Method: method, Path: path, Handle: refuse(http.StatusNotImplemented, sentence)}
@@ -22,7 +22,9 @@ func (s *server) absent() []dockerapi.Route {
 		return dockerapi.Route{Method: method, Path: path, Handle: refuse(http.StatusServiceUnavailable, noSwarm)}
 	}
 	noPlugin := func(method, path string) dockerapi.Route {
-		return no(method, path, "a pod has no plugins")
+		return dockerapi.Route{Method: method, Path: path, Handle: func(_ http.ResponseWriter, r *dockerapi.Request) error {
+			return dockerapi.NotFound("plugin %q not found", r.Var("name"))
+		}}
 	}
 	return []dockerapi.Route{
 		no("POST", "/containers/create", fixed+"; summon another pod for another container"),
@@ -84,13 +86,15 @@ func (s *server) absent() []dockerapi.Route {
 			return dockerapi.NotFound("get %s: no such volume", r.Var("name"))
 		})},
 
-		noPlugin("GET", "/plugins/privileges"), noPlugin("POST", "/plugins/pull"), noPlugin("POST", "/plugins/create"),
+		no("GET", "/plugins/privileges", "a pod has no plugins"), no("POST", "/plugins/pull", "a pod has no plugins"),
+		no("POST", "/plugins/create", "a pod has no plugins"),
 		noPlugin("GET", "/plugins/{name+}/json"), noPlugin("DELETE", "/plugins/{name+}"),
 		noPlugin("POST", "/plugins/{name+}/enable"), noPlugin("POST", "/plugins/{name+}/disable"),
 		noPlugin("POST", "/plugins/{name+}/push"), noPlugin("POST", "/plugins/{name+}/upgrade"),
 		noPlugin("POST", "/plugins/{name+}/set"),
 
-		swarm("GET", "/swarm"), swarm("POST", "/swarm/init"), swarm("POST", "/swarm/join"), swarm("POST", "/swarm/leave"),
+		no("POST", "/swarm/init", "a pod is one machine and cannot join a swarm"),
+		no("POST", "/swarm/join", "a pod is one machine and cannot join a swarm"), swarm("GET", "/swarm"), swarm("POST", "/swarm/leave"),
 		swarm("POST", "/swarm/update"), swarm("GET", "/swarm/unlockkey"), swarm("POST", "/swarm/unlock"),
 		swarm("GET", "/nodes"), swarm("GET", "/nodes/{id}"), swarm("DELETE", "/nodes/{id}"), swarm("POST", "/nodes/{id}/update"),
 		swarm("GET", "/services"), swarm("POST", "/services/create"), swarm("GET", "/services/{id}"),

@@ -74,7 +74,7 @@ func setPathStat(w http.ResponseWriter, st container.PathStat) error {
 func pathParameter(k call) (string, error) {
 	path := k.Query("path")
 	if path == "" {
-		return "", dockerapi.BadRequest("bad parameter: 'path' cannot be empty")
+		return "", dockerapi.BadRequest("bad parameter: pathcannot be empty")
 	}
 	if strings.ContainsRune(path, 0) {
 		return "", dockerapi.BadRequest("bad parameter: 'path' holds a NUL byte")

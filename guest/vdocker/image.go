@@ -131,7 +131,7 @@ func (i *podImage) summary() image.Summary {
 // imageSummary is image.Summary with what older versions have beside it.
 type imageSummary struct {
 	image.Summary
-	VirtualSize int64 `json:",omitempty"` // until 1.43
+	VirtualSize *int64 `json:",omitempty"` // until 1.43
 }
 
 func (s *server) images(w http.ResponseWriter, r *dockerapi.Request, p *pod.Pod) error {
@@ -160,7 +160,7 @@ func (s *server) images(w http.ResponseWriter, r *dockerapi.Request, p *pod.Pod)
 		}
 		one := imageSummary{Summary: sum}
 		if r.Version < 44 {
-			one.VirtualSize = sum.Size
+			one.VirtualSize = &one.Size
 		}
 		if r.Version < 51 {
 			one.Containers = -1
@@ -203,7 +203,7 @@ func (s *server) imageInspect(w http.ResponseWriter, r *dockerapi.Request, p *po
 		Author        string
 		Config        *dockerspec.DockerOCIImageConfig
 		GraphDriver   storage.DriverData
-		VirtualSize   int64 `json:",omitempty"`
+		VirtualSize   *int64 `json:",omitempty"`
 	}{
 		InspectResponse: image.InspectResponse{
 			ID: i.ConfigID, RepoTags: tags, RepoDigests: digests, Created: formatTime(i.of.Created),
@@ -217,7 +217,7 @@ func (s *server) imageInspect(w http.ResponseWriter, r *dockerapi.Request, p *po
 	out.Config.Entrypoint, out.Config.Cmd, out.Config.WorkingDir = cfg.Entrypoint, cfg.Cmd, cfg.WorkingDir
 	out.Config.Labels, out.Config.StopSignal, out.Config.Healthcheck = cfg.Labels, cfg.StopSignal, cfg.Healthcheck
 	if r.Version < 44 {
-		out.VirtualSize = i.size
+		out.VirtualSize = &i.size
 	}
 	return dockerapi.WriteJSON(w, http.StatusOK, out)
 }

@@ -59,7 +59,7 @@ type (
 		IPPrefixLen            int
 		IPv6Gateway            netip.Addr
 		MacAddress             network.HardwareAddr
-		Networks               map[string]*network.EndpointSettings
+		Networks               map[string]*endpoint
 	}
 )
 

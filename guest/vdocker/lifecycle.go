@@ -76,20 +76,20 @@ func (s *server) restart(w http.ResponseWriter, k call) error {
 	return noContent(w)
 }
 
-func (s *server) kill(w http.ResponseWriter, k call) error {
+func (s *server) kill(w http.ResponseWriter, r *dockerapi.Request, p *pod.Pod) error {
 	sig := syscall.SIGKILL
-	if name := k.Query("signal"); name != "" {
+	if name := r.Query("signal"); name != "" {
 		var err error
 		if sig, err = parseSignal(name); err != nil {
 			return err
 		}
 	}
-	err := k.c.Kill(k.detached(), sig)
-	if errors.Is(err, pod.ErrNotRunning) {
-		return dockerapi.Conflict("cannot kill container: %s: container %s is not running", k.Var("id"), k.c.ID())
+	c, err := find(p, r.Var("id"))
+	if err == nil {
+		err = failed(c, c.Kill(context.WithoutCancel(r.Context()), sig))
 	}
 	if err != nil {
-		return err
+		return dockerapi.Errorf(dockerapi.Status(err), "cannot kill container: %s: %w", r.Var("id"), err)
 	}
 	return noContent(w)
 }
@@ -148,7 +148,7 @@ func (s *server) rename(w http.ResponseWriter, k call) error {
 		}
 		return dockerapi.Conflict("Error when allocating new name: Conflict. The container name %q is already in use by container %q. You have to remove (or rename) that container to be able to reuse that name.", "/"+name, id)
 	case errors.Is(err, pod.ErrInvalid):
-		return dockerapi.BadRequest("Error when allocating new name: Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
+		return dockerapi.BadRequest("Error when allocating new name: Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", "/"+name)
 	case err != nil:
 		return err
 	}
@@ -208,6 +208,12 @@ func (s *server) wait(w http.ResponseWriter, k call) error {
 		answer := container.WaitResponse{StatusCode: int64(res.ExitCode)}
 		if res.Err != nil {
 			answer.Error = &container.WaitExitError{Message: res.Err.Error()}
+		}
+		if k.Version < 42 {
+			return dockerapi.WriteJSON(bodyOnly{w}, 0, struct {
+				Error      *container.WaitExitError
+				StatusCode int64
+			}{answer.Error, answer.StatusCode})
 		}
 		return dockerapi.WriteJSON(bodyOnly{w}, 0, answer)
 	}

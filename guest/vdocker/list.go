@@ -175,13 +175,13 @@ func newSelection(p *pod.Pod, f dockerapi.Filters, all bool, limit int) (*select
 	}
 	for _, v := range f["health"] {
 		if container.ValidateHealthStatus(container.HealthStatus(v)) != nil {
-			return nil, dockerapi.BadRequest("invalid filter 'health=%s'", v)
+			return nil, dockerapi.BadRequest("Unrecognised filter value for health: %s", v)
 		}
 	}
 	for _, v := range f["exited"] {
 		n, err := strconv.Atoi(v)
 		if err != nil {
-			return nil, dockerapi.BadRequest("invalid filter 'exited=%s'", v)
+			return nil, dockerapi.BadRequest("%w", err)
 		}
 		s.exited = append(s.exited, n)
 	}
@@ -203,7 +203,7 @@ func newSelection(p *pod.Pod, f dockerapi.Filters, all bool, limit int) (*select
 	for key, out := range map[string]**pod.Container{"before": &s.before, "since": &s.since} {
 		for _, ref := range f[key] {
 			if *out, err = find(p, ref); err != nil {
-				return nil, err
+				return nil, dockerapi.Errorf(dockerapi.Status(err), "no such container %s", ref)
 			}
 		}
 	}

@@ -190,16 +190,29 @@ func addresses(p *pod.Pod) address {
 
 func endpointID(p *pod.Pod, v view) string { return derivedID("endpoint", v.id, networkName(p)) }
 
+// endpoint is network.EndpointSettings without what a version does not have yet.
+type endpoint struct {
+	network.EndpointSettings
+	DNSNames   any  `json:",omitempty"` // since 1.44
+	GwPriority *int `json:",omitempty"` // since 1.48
+}
+
 // endpoints is the member Networks of NetworkSettings.
-func endpoints(p *pod.Pod, v view, _ dockerapi.Version) map[string]*network.EndpointSettings {
-	e := &network.EndpointSettings{NetworkID: networkID(p)}
+func endpoints(p *pod.Pod, v view, version dockerapi.Version) map[string]*endpoint {
+	e := &endpoint{EndpointSettings: network.EndpointSettings{NetworkID: networkID(p)}}
+	if version >= 44 {
+		e.DNSNames = []string(nil)
+	}
+	if version >= 48 {
+		e.GwPriority = new(int)
+	}
 	if v.running() {
 		a := addresses(p)
 		e.EndpointID = endpointID(p, v)
 		e.Gateway, e.IPAddress, e.IPPrefixLen, e.MacAddress = a.gateway4, a.ip4, a.prefixLen4, a.mac
 		e.IPv6Gateway, e.GlobalIPv6Address, e.GlobalIPv6PrefixLen = a.gateway6, a.ip6, a.prefLen6
 	}
-	return map[string]*network.EndpointSettings{networkName(p): e}
+	return map[string]*endpoint{networkName(p): e}
 }
 
 // inspectNetwork describes the pod's network; with its containers when asked for one by name.

@@ -282,8 +282,11 @@ func (s *server) execCreate(w http.ResponseWriter, k call) error {
 	if !req.Tty {
 		req.ConsoleSize = nil
 	}
-	if k.c.State().Status == spec.StatusRestarting {
+	switch k.c.State().Status {
+	case spec.StatusRestarting:
 		return restarting(k.c)
+	case spec.StatusPaused:
+		return dockerapi.Conflict("container %s is paused, unpause the container before exec", k.Var("id"))
 	}
 	e, err := k.c.Exec(pod.ExecConfig{
 		Cmd: req.Cmd, Env: req.Env, User: req.User, WorkingDir: req.WorkingDir, TTY: req.Tty,
@@ -358,7 +361,7 @@ func (s *server) execStart(w http.ResponseWriter, k execCall) error {
 	return nil
 }
 
-// runDetached takes what nobody reads and tells the end. It lives as long as the process.
+// runDetached takes what nobody reads. It lives as long as the process.
 func (k execCall) runDetached(sess *pod.ExecSession) {
 	defer sess.Close()
 	var out sync.WaitGroup
@@ -371,15 +374,7 @@ func (k execCall) runDetached(sess *pod.ExecSession) {
 		_ = sess.Stdin.Close()
 	}
 	out.Wait()
-	k.ended(sess)
-}
-
-func (k execCall) ended(sess *pod.ExecSession) {
-	code, err := sess.Wait(k.detached())
-	if err != nil {
-		return
-	}
-	k.emit("exec_die", map[string]string{"execID": k.e.ID(), "exitCode": strconv.Itoa(code)})
+	_, _ = sess.Wait(k.detached()) // ends with the process alone
 }
 
 // runAttached joins a client and a process. A client that has gone does not end the process: what it writes is dropped,
@@ -424,7 +419,7 @@ func (k execCall) runAttached(sess *pod.ExecSession, conn *dockerapi.Stream, wri
 	go func() { // ends with the process, whether or not the client is still there
 		defer close(finished)
 		out.Wait()
-		k.ended(sess)
+		_, _ = sess.Wait(k.detached())
 	}()
 	select {
 	case <-finished:

@@ -15,8 +15,6 @@ import (
 	"net/http"
 	"time"
 
-	"golang.org/x/net/netutil"
-
 	"github.com/kcradle/kcradle/dockerapi"
 	"github.com/kcradle/kcradle/guest/container"
 	"github.com/kcradle/kcradle/guest/pod"
@@ -48,7 +46,7 @@ func Serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger
 	srv.BaseContext = func(net.Listener) context.Context { return ctx }
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
 	defer stop()
-	if err := srv.Serve(netutil.LimitListener(l, maxClients)); !errors.Is(err, http.ErrServerClosed) {
+	if err := srv.Serve(dockerapi.Limit(l, maxClients)); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve docker API: %w", err)
 	}
 	return nil
@@ -75,7 +73,7 @@ func (s *server) routes() []dockerapi.Route {
 		{Method: "POST", Path: "/containers/{id}/start", Handle: s.container(s.start)},
 		{Method: "POST", Path: "/containers/{id}/stop", Handle: s.container(s.stop)},
 		{Method: "POST", Path: "/containers/{id}/restart", Handle: s.container(s.restart)},
-		{Method: "POST", Path: "/containers/{id}/kill", Handle: s.container(s.kill)},
+		{Method: "POST", Path: "/containers/{id}/kill", Handle: s.pod(s.kill)},
 		{Method: "POST", Path: "/containers/{id}/rename", Handle: s.container(s.rename)},
 		{Method: "POST", Path: "/containers/{id}/pause", Handle: s.container(s.pause)},
 		{Method: "POST", Path: "/containers/{id}/unpause", Handle: s.container(s.unpause)},

@@ -1,13 +1,9 @@
-// Package guesttest runs guest code on a host, as root, in namespaces of its own. A test of a package below guest runs
-// wholly inside:
+// Package sandboxtest runs the tests of a package below guest as root in namespaces of their own, where the test process
+// is PID 1:
 //
-//	func TestMain(m *testing.M) { guesttest.Inside(m) }
-//
-// A test that speaks to a guest from outside starts one:
-//
-//	func TestMain(m *testing.M) { guesttest.Main(m, vdocker.Serve) }
-//	func TestX(t *testing.T) { h := guesttest.Start(t, doc, map[string]string{"web": dir}); … }
-package guesttest
+//	func TestMain(m *testing.M) { sandboxtest.Inside(m) }
+//	func TestX(t *testing.T) { cgroup := sandboxtest.Cgroup(t); root := sandboxtest.Busybox(t); … }
+package sandboxtest
 
 import (
 	"bufio"
@@ -29,12 +25,12 @@ import (
 )
 
 const (
-	envInside = "KCRADLE_GUESTTEST_INSIDE"
-	envGuest  = "KCRADLE_GUESTTEST_GUEST"
-	envCgroup = "KCRADLE_GUESTTEST_CGROUP"
+	envInside = "KCRADLE_SANDBOXTEST_INSIDE"
+	envCgroup = "KCRADLE_SANDBOXTEST_CGROUP"
 )
 
-const namespaces = syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWUTS | syscall.CLONE_NEWIPC | syscall.CLONE_NEWNET
+// Namespaces are what a sandbox has of its own.
+const Namespaces = syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWUTS | syscall.CLONE_NEWIPC | syscall.CLONE_NEWNET
 
 // Inside runs the tests of a package as PID 1 of new PID, mount, UTS, IPC and network namespaces. Without root they
 // run where they are and must ask [NeedInside].
@@ -42,8 +38,8 @@ func Inside(m *testing.M) {
 	if os.Getenv(envInside) != "" {
 		// The main thread must keep its namespaces: it stands for the process in /proc/self.
 		runtime.LockOSThread()
-		if err := settle(); err != nil {
-			fmt.Fprintln(os.Stderr, "guesttest:", err)
+		if err := Settle(); err != nil {
+			fmt.Fprintln(os.Stderr, "sandboxtest:", err)
 			os.Exit(1)
 		}
 		os.Exit(m.Run())
@@ -51,19 +47,19 @@ func Inside(m *testing.M) {
 	if os.Geteuid() != 0 {
 		os.Exit(m.Run())
 	}
-	cgroup, remove, err := makeCgroup()
+	cgroup, remove, err := MakeCgroup()
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "guesttest:", err)
+		fmt.Fprintln(os.Stderr, "sandboxtest:", err)
 		os.Exit(1)
 	}
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
 	cmd.Env = append(os.Environ(), envInside+"=1", envCgroup+"="+cgroup)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: namespaces, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: Namespaces, Pdeathsig: syscall.SIGKILL}
 	runtime.LockOSThread() // Pdeathsig is about this thread
 	if err := cmd.Start(); err != nil {
-		fmt.Fprintln(os.Stderr, "guesttest:", err)
+		fmt.Fprintln(os.Stderr, "sandboxtest:", err)
 		remove()
 		os.Exit(1)
 	}
@@ -80,7 +76,7 @@ func Inside(m *testing.M) {
 		if code := cmd.ProcessState.ExitCode(); code > 0 {
 			os.Exit(code)
 		}
-		fmt.Fprintln(os.Stderr, "guesttest:", err)
+		fmt.Fprintln(os.Stderr, "sandboxtest:", err)
 		os.Exit(1)
 	}
 	os.Exit(0)
@@ -91,7 +87,7 @@ func NeedInside(t testing.TB) {
 	t.Helper()
 	if os.Getenv(envInside) == "" {
 		need.Root(t)
-		t.Fatal("TestMain of this package must call guesttest.Inside")
+		t.Fatal("TestMain of this package must call sandboxtest.Inside")
 	}
 }
 
@@ -102,8 +98,8 @@ func Cgroup(t testing.TB) string {
 	return os.Getenv(envCgroup)
 }
 
-// settle makes new namespaces usable.
-func settle() error {
+// Settle makes new namespaces usable.
+func Settle() error {
 	if err := unix.Mount("none", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
@@ -113,8 +109,9 @@ func settle() error {
 	return nil
 }
 
-// makeCgroup makes a cgroup below the one this process is in, or at the root of the hierarchy.
-func makeCgroup() (dir string, remove func(), err error) {
+// MakeCgroup makes a cgroup at the root of the version 2 hierarchy, with every controller handed down. remove kills what
+// is in it.
+func MakeCgroup() (dir string, remove func(), err error) {
 	root, err := cgroup2()
 	if err != nil {
 		return "", nil, err
