@@ -60,10 +60,13 @@ func newExecTable(p *Process, pidfd int) (*Table, error) {
 	t.thread.regs = regSources
 	t.thread.add("unshare working directory and root", unix.SYS_UNSHARE, unix.CLONE_FS)
 	t.thread.add("enter the container's namespaces", unix.SYS_SETNS, pidfd,
-		unix.CLONE_NEWNS|unix.CLONE_NEWUTS|unix.CLONE_NEWIPC|unix.CLONE_NEWPID|unix.CLONE_NEWCGROUP)
+		unix.CLONE_NEWNS|unix.CLONE_NEWUTS|unix.CLONE_NEWIPC|unix.CLONE_NEWPID)
 	if p.TTY {
 		t.thread.terminal("/dev/ptmx", p)
 	}
+	// Last, by the child: with nsdelegate the kernel lets a thread that is in a cgroup namespace clone only below the
+	// cgroup it is in itself.
+	t.child.add("enter the container's cgroup namespace", unix.SYS_SETNS, pidfd, unix.CLONE_NEWCGROUP)
 	t.child.process(p, p.Args)
 	return t, t.err()
 }
