@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -152,6 +153,10 @@ func (s *Stream) AwaitGone(ctx context.Context) {
 		return
 	}
 	raw, err := c.SyscallConn()
+	if errors.Is(err, errors.ErrUnsupported) {
+		<-ctx.Done()
+		return
+	}
 	if err != nil {
 		return
 	}

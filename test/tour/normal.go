@@ -28,15 +28,36 @@ func rewrites() []rewrite {
 	}
 }
 
-// Debian's dockerd is 20.10, the pod speaks as 28 does: it begins its errors in lower case.
-var capital = regexp.MustCompile(`Error response from daemon: (Cannot|Container|Invalid) `)
+// Debian's dockerd is 20.10, the pod speaks as 28 does.
+func newer() []rewrite {
+	re := regexp.MustCompile
+	return []rewrite{
+		// The pod has no runc and no shim, whose names stand before and behind what they could not do.
+		{re(`failed to create shim task: OCI runtime create failed: runc create failed: |OCI runtime exec failed: exec failed: `), ""},
+		{re(`(unable to start container process: .*): unknown`), "$1"},
+		// What stood twice stands once.
+		{re(`no such image: (\S+): No such image`), "No such image"},
+		// Later versions tell for how long a container ran.
+		{re(`"execDuration":"\d+",`), ""},
+		// An exec whose program is not there ended with 126.
+		{re(`("ExitCode"|exec_die .*"exitCode"):"?12[67]"?`), "$1:12N"},
+	}
+}
+
+// capital is where 20.10 begins what 28 has in lower case.
+var capital = regexp.MustCompile(`(Error response from daemon|cannot kill container: \S+): (Cannot|Container|Invalid) `)
 
 func (r result) normal() result {
 	for _, s := range []*string{&r.Stdout, &r.Stderr} {
-		for _, w := range rewrites() {
+		for _, w := range append(rewrites(), newer()...) {
 			*s = w.pattern.ReplaceAllString(*s, w.with)
 		}
-		*s = capital.ReplaceAllStringFunc(*s, strings.ToLower)
+		for range 2 { // a capital may follow another
+			*s = capital.ReplaceAllStringFunc(*s, func(m string) string {
+				i := strings.LastIndex(m, ": ") + 2
+				return m[:i] + strings.ToLower(m[i:i+1]) + m[i+1:]
+			})
+		}
 	}
 	return r
 }
