@@ -141,11 +141,13 @@ func (g *Guest) serveOnce() error {
 		}
 		return err
 	}
+	// Nothing is delivered before the session is known.
+	g.mu.Lock()
 	m, err := newMux(r, g.port, nil, false, g.deliver)
 	if err != nil {
+		g.mu.Unlock()
 		return err
 	}
-	g.mu.Lock()
 	closed := g.closed
 	g.current = m
 	g.mu.Unlock()
