@@ -262,13 +262,14 @@ func (p *pod) address(port string) string {
 	return first
 }
 
-// waitLog reads the container's log until it holds text n times.
-func (p *pod) waitLog(text string, n int) {
+// waitLog reads the container's log since its last start until it holds text.
+func (p *pod) waitLog(text string) {
 	p.t.Helper()
+	started := strings.TrimSpace(succeed(p.t, p.docker("inspect", "--format", "{{.State.StartedAt}}", p.name)))
 	ctx, cancel := context.WithTimeout(p.t.Context(), startTimeout)
 	defer cancel()
 	pr, pw := io.Pipe()
-	cmd := servers.Client(ctx, "unix://"+filepath.Join(p.dir, "run/vdocker.sock"), "logs", "--follow", p.name)
+	cmd := servers.Client(ctx, "unix://"+filepath.Join(p.dir, "run/vdocker.sock"), "logs", "--follow", "--since", started, p.name)
 	cmd.Stdout, cmd.Stderr = pw, pw
 	if err := cmd.Start(); err != nil {
 		p.t.Fatal(err)
@@ -284,11 +285,11 @@ func (p *pod) waitLog(text string, n int) {
 	for {
 		k, err := pr.Read(buf)
 		all = append(all, buf[:k]...)
-		if bytes.Count(all, []byte(text)) >= n {
+		if bytes.Contains(all, []byte(text)) {
 			return
 		}
 		if err != nil {
-			p.t.Fatalf("log of %s: %v before it said %q %d times\n%s\n%s", p.name, errors.Join(err, ctx.Err()), text, n, tail(all), p.console())
+			p.t.Fatalf("log of %s: %v before it said %q\n%s\n%s", p.name, errors.Join(err, ctx.Err()), text, tail(all), p.console())
 		}
 	}
 }

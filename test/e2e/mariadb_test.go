@@ -30,7 +30,7 @@ func TestMariaDB(t *testing.T) {
 		"-e", "MARIADB_ROOT_PASSWORD=ro'ot", "-e", "MARIADB_DATABASE=shop", "-e", "MARIADB_USER=clerk", "-e", `MARIADB_PASSWORD=pa\ss`)
 	const ready = "mariadbd: ready for connections"
 	p.start()
-	p.waitLog(ready, 1)
+	p.waitLog(ready)
 	db := database{t, p}
 
 	db.query("CREATE TABLE item (id INT PRIMARY KEY, name VARCHAR(100)) ENGINE=InnoDB; INSERT INTO item VALUES (1,'cradle'),(2,'blanket')")
@@ -64,7 +64,7 @@ func TestMariaDB(t *testing.T) {
 
 	p.stop()
 	p.start()
-	p.waitLog(ready, 1)
+	p.waitLog(ready)
 	if got := db.query("SELECT * FROM item ORDER BY id"); got != items {
 		t.Errorf("after stop and run: got %q, want %q", got, items)
 	}
@@ -79,7 +79,7 @@ func TestMariaDB(t *testing.T) {
 			t.Errorf("state after QEMU was killed: got %s, want an end with a reason", b)
 		}
 		p.start()
-		p.waitLog(ready, 1)
+		p.waitLog(ready)
 		var there []int
 		for f := range strings.FieldsSeq(db.query("SELECT id FROM log ORDER BY id")) {
 			n, err := strconv.Atoi(f)

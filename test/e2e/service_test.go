@@ -89,6 +89,7 @@ func (o *origins) offer(t *testing.T, kind string, b *images.Built) string {
 func (o *origins) environment(t *testing.T) {
 	t.Setenv("DOCKER_HOST", o.dockerd.Host)
 	t.Setenv("CONTAINERD_ADDRESS", o.containerd.Socket)
+	t.Setenv("KCRADLE_PLAIN_HTTP", o.registry.Addr)
 }
 
 // TestOrigins takes one image from every place there is and gets the same image each time.
@@ -182,7 +183,7 @@ func TestServices(t *testing.T) {
 			p := summon(t, source, append([]string{"-p", "127.0.0.1::" + port}, test.flags...)...)
 			p.start()
 			if test.ready != "" {
-				p.waitLog(test.ready, 1)
+				p.waitLog(test.ready)
 			}
 			addr := p.address(test.port)
 			if test.ready == "" {
@@ -193,7 +194,7 @@ func TestServices(t *testing.T) {
 			if out, err := p.docker(append([]string{"exec", p.name}, test.exec...)...).CombinedOutput(); err != nil || !strings.Contains(string(out), test.want) {
 				t.Errorf("docker exec %v: got %q, %v; want %q in it", test.exec, out, err, test.want)
 			}
-			p.waitLog(test.logged, 1)
+			p.waitLog(test.logged)
 			copyRoundTrip(t, p)
 
 			if out := succeed(t, p.docker("ps", "--format", "{{.Names}} {{.State}}")); out != p.name+" running\n" {
