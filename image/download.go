@@ -21,7 +21,7 @@ import (
 )
 
 const (
-	maxAttempts = 6 // in a row without a byte
+	maxAttempts = 5 // in a row without a byte
 	firstWait   = 250 * time.Millisecond
 	maxWait     = 10 * time.Second
 	// stallTimeout ends a connection over which nothing comes.
@@ -128,7 +128,7 @@ func (d *download) read(p []byte) (int, error) {
 		if d.ctx.Err() != nil {
 			return 0, context.Cause(d.ctx)
 		}
-		if err == io.EOF {
+		if err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) {
 			err = fmt.Errorf("%w: it ends after %d of %d bytes", io.ErrUnexpectedEOF, d.off, d.size)
 		}
 		if d.tries++; !d.remote || d.tries >= maxAttempts || !transient(err) {

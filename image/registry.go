@@ -179,7 +179,7 @@ func (r *registry) blob(ctx context.Context, d ocispec.Descriptor, offset int64)
 func retry(ctx context.Context, act func() error) error {
 	for try := 1; ; try++ {
 		err := act()
-		if err == nil || try >= maxAttempts-2 || !transient(err) || ctx.Err() != nil {
+		if err == nil || try >= maxAttempts-1 || !transient(err) || ctx.Err() != nil {
 			return err
 		}
 		select {

@@ -233,7 +233,7 @@ func decodeStrict(b []byte, v any) error {
 }
 
 func checkDigest(d digest.Digest) error {
-	if d.Algorithm() != digest.SHA256 || d.Validate() != nil {
+	if d.Validate() != nil || d.Algorithm() != digest.SHA256 {
 		return fmt.Errorf("%.100q is not a sha256 digest", d)
 	}
 	return nil
