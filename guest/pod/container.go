@@ -79,7 +79,7 @@ const (
 )
 
 // drainGrace is how long output is waited for after the last process that we know of has ended.
-const drainGrace = 2 * time.Second
+const drainGrace = time.Second
 
 func newContainer(p *Pod, index int, files []file) (*Container, error) {
 	doc := &p.cfg.Pod.Containers[index]

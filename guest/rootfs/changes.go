@@ -83,6 +83,14 @@ func Changes(layers []string, upper string, ignore map[string]bool) ([]Change, e
 			out = append(out, Change{Added, path})
 			return nil
 		}
+		if info.IsDir() && old.IsDir() && isOpaque(root, name) {
+			out = append(out, Change{Modified, path})
+			gone, err := hidden(below, root, name)
+			for _, g := range gone {
+				out = append(out, Change{Deleted, path + "/" + g})
+			}
+			return err
+		}
 		if info.IsDir() && old.IsDir() && sameAttributes(info, old) {
 			// Copied up for something below it: changed if something below it is.
 			return nil
@@ -109,6 +117,34 @@ func Changes(layers []string, upper string, ignore map[string]bool) ([]Change, e
 		}
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].Path < out[j].Path })
+	return out, nil
+}
+
+// hidden lists what the layers show in a directory that upper replaced by a new one, and that is not in the new one.
+func hidden(layers []*os.Root, upper *os.Root, dir string) ([]string, error) {
+	seen := map[string]bool{}
+	var out []string
+	for _, l := range layers {
+		f, err := l.Open(dir)
+		if err != nil {
+			continue
+		}
+		names, err := f.Readdirnames(-1)
+		f.Close()
+		if err != nil && !errors.Is(err, unix.ENOTDIR) {
+			return nil, err
+		}
+		for _, n := range names {
+			name := dir + "/" + n
+			if seen[n] || lowerInfo(layers, name) == nil {
+				continue
+			}
+			seen[n] = true
+			if _, err := upper.Lstat(name); err != nil {
+				out = append(out, n)
+			}
+		}
+	}
 	return out, nil
 }
 

@@ -241,7 +241,7 @@ func (in *input) copy(from io.Reader) error {
 		from = term.NewEscapeProxy(from, in.keys)
 	}
 	_, err := io.Copy(in.to, from)
-	if err == nil {
+	if _, ok := errors.AsType[term.EscapeError](err); !ok {
 		_ = in.to.Close() // end of file for the process only
 	}
 	return err

@@ -1,0 +1,139 @@
+package network
+
+import (
+	"net"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+
+	"github.com/kcradle/kcradle/guest/sandboxtest"
+	"github.com/kcradle/kcradle/spec"
+)
+
+func TestMain(m *testing.M) { sandboxtest.Inside(m) }
+
+func placed() *spec.Network {
+	return &spec.Network{
+		Interfaces: []spec.Interface{{
+			Name: "eth0", MAC: "02:00:00:00:00:07", MTU: 1400,
+			Addresses: []string{"10.0.2.15/24", "fd00::15/64"}, Gateways: []string{"10.0.2.2", "fd00::2"},
+		}},
+		DNS: []string{"10.0.2.3"}, DNSSearch: []string{"example.org"}, HostIP: "10.0.2.2",
+	}
+}
+
+func TestUp(t *testing.T) {
+	sandboxtest.NeedInside(t)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	mac, _ := net.ParseMAC("02:00:00:00:00:07")
+	// A pair, so that there is a carrier.
+	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "virt7", HardwareAddr: mac}, PeerName: "peer"}
+	if err := netlink.LinkAdd(veth); err != nil {
+		t.Fatal(err)
+	}
+	defer netlink.LinkDel(veth)
+	n := placed()
+	if err := Up(n); err != nil {
+		t.Fatal(err)
+	}
+	link, err := netlink.LinkByName("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if link.Attrs().MTU != 1400 || link.Attrs().Flags&net.FlagUp == 0 {
+		t.Errorf("link: %+v", link.Attrs())
+	}
+	addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, a := range addrs {
+		if !a.IP.IsLinkLocalUnicast() {
+			got = append(got, a.IPNet.String())
+		}
+	}
+	if d := cmp.Diff([]string{"10.0.2.15/24", "fd00::15/64"}, got); d != "" {
+		t.Errorf("addresses (-want +got):\n%s", d)
+	}
+	for family, want := range map[int]string{netlink.FAMILY_V4: "10.0.2.2", netlink.FAMILY_V6: "fd00::2"} {
+		routes, err := netlink.RouteListFiltered(family, &netlink.Route{LinkIndex: link.Attrs().Index}, netlink.RT_FILTER_OIF)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := false
+		for _, r := range routes {
+			found = found || r.Gw.String() == want
+		}
+		if !found {
+			t.Errorf("no route by %s: %v", want, routes)
+		}
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err != nil || lo.Attrs().Flags&net.FlagUp == 0 {
+		t.Errorf("loopback: %v, %v", lo, err)
+	}
+	n.Interfaces[0].MAC = "02:00:00:00:00:99"
+	if err := Up(n); err == nil || !strings.Contains(err.Error(), "no interface with the MAC address 02:00:00:00:00:99") {
+		t.Errorf("unknown MAC address: %v", err)
+	}
+}
+
+func TestHosts(t *testing.T) {
+	const head = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
+	for _, tt := range []struct {
+		name string
+		pod  spec.Pod
+		net  *spec.Network
+		want string
+		err  string
+	}{
+		{"plain", spec.Pod{Name: "web"}, placed(), head + "10.0.2.2\thost.docker.internal\n10.0.2.15\tweb\nfd00::15\tweb\n", ""},
+		{"none", spec.Pod{Name: "web"}, &spec.Network{}, head, ""},
+		{"domain and extra", spec.Pod{Name: "web", Hostname: "h", Domain: "d.org", ExtraHosts: []spec.Host{
+			{Name: "db", Address: "192.0.2.1"}, {Name: "host.docker.internal", Address: "host-gateway"},
+		}}, placed(), head + "192.0.2.1\tdb\n10.0.2.2\thost.docker.internal\n10.0.2.15\th.d.org h\nfd00::15\th.d.org h\n", ""},
+		{"no gateway", spec.Pod{Name: "web", ExtraHosts: []spec.Host{{Name: "h", Address: "host-gateway"}}}, &spec.Network{}, "", "no address for the host"},
+		{"two lines", spec.Pod{Name: "web", ExtraHosts: []spec.Host{{Name: "h\n1.2.3.4 evil", Address: "1.1.1.1"}}}, placed(), "", "extra host"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := Hosts(&tt.pod, tt.net)
+			if tt.err != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.err) {
+					t.Errorf("got error %v, want %q", err, tt.err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff(tt.want, got); d != "" {
+				t.Errorf("hosts (-want +got):\n%s", d)
+			}
+		})
+	}
+}
+
+func TestResolvConf(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		pod  spec.Pod
+		want string
+	}{
+		{"the host's", spec.Pod{}, "nameserver 10.0.2.3\nsearch example.org\n"},
+		{"the owner's", spec.Pod{DNS: []string{"1.1.1.1", "2606:4700::1111"}, DNSSearch: []string{"a", "b"}, DNSOptions: []string{"ndots:2"}},
+			"nameserver 1.1.1.1\nnameserver 2606:4700::1111\nsearch a b\noptions ndots:2\n"},
+		{"no search", spec.Pod{DNSSearch: []string{"."}}, "nameserver 10.0.2.3\n"},
+	} {
+		if got, err := ResolvConf(&tt.pod, placed()); err != nil || got != tt.want {
+			t.Errorf("%s: got %q, %v, want %q", tt.name, got, err, tt.want)
+		}
+	}
+	if _, err := ResolvConf(&spec.Pod{DNS: []string{"x\noptions evil"}}, placed()); err == nil {
+		t.Error("a nameserver that is no address was taken")
+	}
+}
