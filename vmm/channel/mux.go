@@ -410,11 +410,19 @@ func (c *conn) opError(op string, err error) error {
 	return &net.OpError{Op: op, Net: Addr{}.Network(), Addr: Addr{Port: c.port}, Err: err}
 }
 
+// endWriting tells the peer that all has been written. When the session has ended that may be untrue, and yamux would
+// still send it, now and then.
+func (c *conn) endWriting() {
+	if !c.mux.session.IsClosed() {
+		_ = c.stream.Close()
+	}
+}
+
 func (c *conn) CloseWrite() error {
 	if c.closed.Load() {
 		return c.opError("close", net.ErrClosed)
 	}
-	c.halfway.Do(func() { _ = c.stream.Close() })
+	c.halfway.Do(c.endWriting)
 	return nil
 }
 
@@ -422,7 +430,7 @@ func (c *conn) Close() error {
 	c.once.Do(func() {
 		c.closed.Store(true)
 		_ = c.stream.SetDeadline(past) // wakes a reader and a writer
-		c.halfway.Do(func() { _ = c.stream.Close() })
+		c.halfway.Do(c.endWriting)
 		c.mux.spawn(func() { c.mux.finish(c) })
 	})
 	return nil
@@ -432,7 +440,7 @@ func (c *conn) Close() error {
 func (c *conn) reset() {
 	c.broken.Store(true)
 	_ = c.stream.SetDeadline(past)
-	c.halfway.Do(func() { _ = c.stream.Close() })
+	c.halfway.Do(c.endWriting)
 }
 
 func (c *conn) LocalAddr() net.Addr  { return Addr{Port: c.port} }
