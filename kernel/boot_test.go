@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -11,13 +12,17 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/kcradle/kcradle/initrd"
 	"github.com/kcradle/kcradle/internal/need"
+	"github.com/kcradle/kcradle/kernel/tsc"
 )
+
+const processors = 3 // of the machine; testdata/guest expects as many
 
 // TestBoot starts the artefact under QEMU's emulation with testdata/guest as /init and three processors. The guest
 // tries everything the kernel promises, with the real nft and iptables from a disk, and says what failed. Run it by
@@ -53,10 +58,18 @@ func TestBoot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	khz, err := tsc.KHz(t.Context())
+	if err != nil && !errors.Is(err, tsc.ErrUnusable) {
+		t.Fatal(err)
+	}
+	cmdline += " " + Emulated(Emulation{CPUs: processors, TSCKHz: khz})
+	if khz != 0 {
+		cmdline += " test.clock" // the guest then expects a good one
+	}
 
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, qemu, "-accel", "tcg", "-cpu", "max", "-m", "512", "-smp", "3",
+	cmd := exec.CommandContext(ctx, qemu, "-accel", "tcg", "-cpu", "max", "-m", "512", "-smp", strconv.Itoa(processors),
 		"-M", "microvm,acpi=off,x-option-roms=off,isa-serial=off", "-nodefaults", "-no-user-config", "-nographic", "-no-reboot",
 		"-chardev", "stdio,id=log,signal=off", "-device", "virtio-serial-device", "-device", "virtconsole,chardev=log",
 		"-device", "virtio-rng-device", "-device", "virtio-balloon-device,free-page-reporting=on",

@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 )
 
@@ -14,34 +15,46 @@ type Params struct {
 	Verbose bool
 }
 
+// Emulation is what the kernel must be told about a machine that no hardware executes (TCG).
+type Emulation struct {
+	CPUs   int    // required: the machine's processors
+	TSCKHz uint32 // the host's time stamp counter, as package tsc measures it; zero: not known
+}
+
 // A token is one word of the command line with the reason it is there. To add one, add a row: what cannot be
 // explained in a sentence, or measured, does not belong here. "virtio_mmio.device=" tokens are not ours: QEMU appends
 // one for each device.
-type token struct {
+type token[P any] struct {
 	text   string
 	reason string
-	when   func(Params) bool // nil: always
+	when   func(P) bool // nil: always
 }
 
-var tokens = []token{
+var tokens = []token[Params]{
 	{"console=hvc0", "the kernel log, and a panic's last words, go to the virtio console: there is no UART", nil},
 	{"quiet", "only warnings and worse are printed: every line on hvc0 is an exit to QEMU", func(p Params) bool { return !p.Verbose }},
 	{"panic=-1", "a panic restarts at once, and -no-reboot turns that into QEMU's exit: the supervisor learns of it without a time-out", nil},
 	{"reboot=t", "restart is a triple fault: there is no keyboard controller, ACPI or BIOS to ask first", nil},
+	{"noreplace-smp", "a kernel that finds one processor would rewrite each of its lock prefixes through a temporary mapping: a tenth of an emulated boot, for nothing afterwards", nil},
+	{"no_timer_check", "the timer of a virtual machine works; the kernel would wait ten ticks to see it", nil},
+	{"initcall_blacklist=jent_mod_init", "the jitter generator's self-test at boot; the DRBG that would read it, for the nonces of IPsec, does without it and uses the kernel's own pool", nil},
 	{"fb_tunnels=none", "no tunl0, gre0, sit0, ip6tnl0 and their like in every pod: they cost time at boot and puzzle people", nil},
 	{"dummy.numdummies=0", "no dummy0 either; ip link add makes what is wanted", nil},
 	{"ifb.numifbs=0", "no ifb0 and ifb1: likewise", nil},
 }
 
+// emulated is said to a machine under TCG, after the tokens above. A machine with hardware virtualization has KVM's
+// clock and the deadline timer instead, and is told none of it.
+var emulated = []token[Emulation]{
+	{"tsc_early_khz=", "the guest reads the host's counter but cannot learn its pace: measured against an emulated timer on a busy host that fails, and leaves a clock of 4 ms steps that loses time", func(e Emulation) bool { return e.TSCKHz != 0 }},
+	{"tsc=reliable", "the watchdog would compare the counter with ticks that arrive late, and throw the good one away", func(e Emulation) bool { return e.TSCKHz != 0 }},
+	{"nolapic_timer", "the local APIC's timer would be calibrated for a tenth of a second and more; with several processors it is needed all the same, or there are no timers below a tick", func(e Emulation) bool { return e.CPUs == 1 }},
+}
+
 // CommandLine composes the kernel's command line. It is a pure function of its argument, so that a verifier can
 // repeat it.
 func CommandLine(p Params) (string, error) {
-	var words []string
-	for _, t := range tokens {
-		if t.when == nil || t.when(p) {
-			words = append(words, t.text)
-		}
-	}
+	words := choose(tokens, p)
 	if p.PodDigest != "" {
 		if err := checkDigest(p.PodDigest); err != nil {
 			return "", err
@@ -49,6 +62,28 @@ func CommandLine(p Params) (string, error) {
 		words = append(words, "cradle.pod="+p.PodDigest)
 	}
 	return strings.Join(words, " "), nil
+}
+
+// Emulated returns what is appended to the command line, after a space, when the machine is emulated; it may be empty.
+// Like CommandLine it is pure.
+func Emulated(e Emulation) string {
+	words := choose(emulated, e)
+	for i, w := range words {
+		if w == "tsc_early_khz=" {
+			words[i] += strconv.FormatUint(uint64(e.TSCKHz), 10)
+		}
+	}
+	return strings.Join(words, " ")
+}
+
+func choose[P any](table []token[P], p P) []string {
+	var words []string
+	for _, t := range table {
+		if t.when == nil || t.when(p) {
+			words = append(words, t.text)
+		}
+	}
+	return words
 }
 
 func checkDigest(s string) error {

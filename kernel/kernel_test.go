@@ -19,15 +19,15 @@ import (
 
 func TestCommandLine(t *testing.T) {
 	digest := "sha256:" + strings.Repeat("0a", 32)
-	const links = " fb_tunnels=none dummy.numdummies=0 ifb.numifbs=0"
+	const rest = " noreplace-smp no_timer_check initcall_blacklist=jent_mod_init fb_tunnels=none dummy.numdummies=0 ifb.numifbs=0"
 	for _, tc := range []struct {
 		name string
 		in   Params
 		want string
 	}{
-		{"plain", Params{}, "console=hvc0 quiet panic=-1 reboot=t" + links},
-		{"verbose", Params{Verbose: true}, "console=hvc0 panic=-1 reboot=t" + links},
-		{"attested", Params{PodDigest: digest}, "console=hvc0 quiet panic=-1 reboot=t" + links + " cradle.pod=" + digest},
+		{"plain", Params{}, "console=hvc0 quiet panic=-1 reboot=t" + rest},
+		{"verbose", Params{Verbose: true}, "console=hvc0 panic=-1 reboot=t" + rest},
+		{"attested", Params{PodDigest: digest}, "console=hvc0 quiet panic=-1 reboot=t" + rest + " cradle.pod=" + digest},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			got, err := CommandLine(tc.in)
@@ -44,16 +44,39 @@ func TestCommandLine(t *testing.T) {
 	}
 }
 
+func TestEmulated(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		in   Emulation
+		want string
+	}{
+		{"one processor", Emulation{CPUs: 1, TSCKHz: 2596120}, "tsc_early_khz=2596120 tsc=reliable nolapic_timer"},
+		{"several", Emulation{CPUs: 2, TSCKHz: 2596120}, "tsc_early_khz=2596120 tsc=reliable"},
+		{"no constant counter", Emulation{CPUs: 1}, "nolapic_timer"},
+		{"neither", Emulation{CPUs: 4}, ""},
+	} {
+		if got := Emulated(tc.in); got != tc.want {
+			t.Errorf("%s: got %q, want %q", tc.name, got, tc.want)
+		}
+	}
+}
+
 func TestTokensHaveReasons(t *testing.T) {
 	seen := map[string]bool{}
+	check := func(text, reason string) {
+		if len(reason) < 20 {
+			t.Errorf("%s: the reason %q is none", text, reason)
+		}
+		if seen[text] || strings.ContainsAny(text, " \t\n\"") {
+			t.Errorf("%q is there twice, or is not one word", text)
+		}
+		seen[text] = true
+	}
 	for _, tok := range tokens {
-		if len(tok.reason) < 20 {
-			t.Errorf("%s: the reason %q is none", tok.text, tok.reason)
-		}
-		if seen[tok.text] || strings.ContainsAny(tok.text, " \t\n\"") {
-			t.Errorf("%q is there twice, or is not one word", tok.text)
-		}
-		seen[tok.text] = true
+		check(tok.text, tok.reason)
+	}
+	for _, tok := range emulated {
+		check(tok.text, tok.reason)
 	}
 }
 

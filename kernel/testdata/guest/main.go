@@ -66,6 +66,7 @@ var checks = []check{
 	{"packet socket", packetSocket},
 	{"32-bit system calls", compat32},
 	{"all processors", processors},
+	{"clock", clock},
 	{"no uart, pci, acpi", absent},
 }
 
@@ -704,6 +705,32 @@ func compat32() error {
 func processors() error {
 	if n := runtime.NumCPU(); n != 3 {
 		return fmt.Errorf("%d processors are online, want 3", n)
+	}
+	return nil
+}
+
+// clock wants the time stamp counter and timers of less than a tick, when the command line says that they can be had.
+func clock() error {
+	b, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return err
+	}
+	if !strings.Contains(string(b), "test.clock") {
+		return nil
+	}
+	b, err = os.ReadFile("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+	if err != nil {
+		return err
+	}
+	if !strings.HasPrefix(string(b), "tsc") {
+		return fmt.Errorf("the clock is %s", b)
+	}
+	b, err = os.ReadFile("/proc/timer_list")
+	if err != nil {
+		return err
+	}
+	if n := strings.Count(string(b), ".hres_active    : 1"); n != runtime.NumCPU() {
+		return fmt.Errorf("%d of %d processors have timers of high resolution", n, runtime.NumCPU())
 	}
 	return nil
 }
