@@ -24,6 +24,9 @@ import (
 // payload is the size of the file that docker cp copies.
 const payload = 64 * mib
 
+// containerName is the name of the container that runs all the time, in the pod and in docker.
+const containerName = "bench"
+
 // bench is what is set up once.
 type bench struct {
 	kcradle string
@@ -84,9 +87,9 @@ func setUp(ctx context.Context, c config) (_ *bench, err error) {
 	forever := []string{"sleep", "1000000"}
 	for _, cmd := range []*exec.Cmd{
 		b.dockerd.Docker(ctx, "load", "--quiet", "--input", busybox.Archive),
-		b.dockerd.Docker(ctx, append([]string{"run", "-d", "--network", "none", "--name", "c", busybox.Ref}, forever...)...),
+		b.dockerd.Docker(ctx, append([]string{"run", "-d", "--network", "none", "--name", containerName, busybox.Ref}, forever...)...),
 		b.command(ctx, "summon", b.runDir, source, "--", "echo", "hello"),
-		b.command(ctx, append([]string{"summon", "--name", "c", b.podDir, source, "--"}, forever...)...),
+		b.command(ctx, append([]string{"summon", "--name", containerName, b.podDir, source, "--"}, forever...)...),
 		b.command(ctx, "run", "-d", "--network", "none", b.podDir),
 	} {
 		if err := quiet(cmd); err != nil {
@@ -118,7 +121,7 @@ func (b *bench) tearDown() {
 		_ = b.command(context.Background(), "kill", b.podDir).Run() // it may not have been started
 	}
 	if b.dockerd != nil {
-		_ = b.dockerd.Docker(context.Background(), "rm", "-f", "c").Run()
+		_ = b.dockerd.Docker(context.Background(), "rm", "-f", containerName).Run()
 		b.dockerd.Stop()
 	}
 	if err := os.RemoveAll(b.dir); err != nil {
@@ -196,11 +199,11 @@ func runDocker(ctx context.Context, b *bench) (sample, error) {
 }
 
 func execPod(ctx context.Context, b *bench) (sample, error) {
-	return measure(b.podDocker(ctx, "exec", "c", "echo", "hello"), "hello")
+	return measure(b.podDocker(ctx, "exec", containerName, "echo", "hello"), "hello")
 }
 
 func execDocker(ctx context.Context, b *bench) (sample, error) {
-	return measure(b.dockerd.Docker(ctx, "exec", "c", "echo", "hello"), "hello")
+	return measure(b.dockerd.Docker(ctx, "exec", containerName, "echo", "hello"), "hello")
 }
 
 func runSummon(ctx context.Context, b *bench) (sample, error) {
@@ -225,23 +228,23 @@ func runLoad(ctx context.Context, b *bench) (sample, error) {
 func rate(t float64, err error) (sample, error) { return sample{"rate": payload / t}, err }
 
 func cpToPod(ctx context.Context, b *bench) (sample, error) {
-	return rate(timed(b.podDocker(ctx, "cp", b.file, "c:/tmp/payload")))
+	return rate(timed(b.podDocker(ctx, "cp", b.file, containerName+":/tmp/payload")))
 }
 
 func cpToDocker(ctx context.Context, b *bench) (sample, error) {
-	return rate(timed(b.dockerd.Docker(ctx, "cp", b.file, "c:/tmp/payload")))
+	return rate(timed(b.dockerd.Docker(ctx, "cp", b.file, containerName+":/tmp/payload")))
 }
 
 // cpFrom copies the payload out; the first time it is put there before.
 func cpFrom(ctx context.Context, b *bench, docker func(context.Context, ...string) *exec.Cmd) (sample, error) {
-	if err := docker(ctx, "exec", "c", "test", "-e", "/tmp/payload").Run(); err != nil {
-		if err := quiet(docker(ctx, "cp", b.file, "c:/tmp/payload")); err != nil {
+	if err := docker(ctx, "exec", containerName, "test", "-e", "/tmp/payload").Run(); err != nil {
+		if err := quiet(docker(ctx, "cp", b.file, containerName+":/tmp/payload")); err != nil {
 			return nil, err
 		}
 	}
 	out := filepath.Join(b.dir, "copied")
 	defer os.Remove(out)
-	s, err := rate(timed(docker(ctx, "cp", "c:/tmp/payload", out)))
+	s, err := rate(timed(docker(ctx, "cp", containerName+":/tmp/payload", out)))
 	if err != nil {
 		return nil, err
 	}
