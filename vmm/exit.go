@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"syscall"
+	"unicode"
 )
 
 // Reason is why a machine ended.
@@ -28,7 +29,7 @@ type Exit struct {
 	Signal  syscall.Signal // that ended QEMU; 0: none
 	Code    int            // QEMU's exit code, when no signal ended it
 	Stderr  string         // the end of what QEMU said
-	Console string         // the end of the kernel's log
+	Console string         // the end of the kernel's log, fit for a terminal
 }
 
 // Orderly says that the guest ended the machine by itself, without a panic.
@@ -63,7 +64,7 @@ type ending struct {
 
 // exit draws the conclusion. The order matters: what is told first explains what follows from it.
 func (e ending) exit() Exit {
-	x := Exit{Stderr: strings.TrimSpace(string(e.stderr)), Console: string(e.console)}
+	x := Exit{Stderr: strings.TrimSpace(string(e.stderr)), Console: terminalText(e.console)}
 	if e.status.Signaled() {
 		x.Signal = e.status.Signal()
 	} else {
@@ -140,16 +141,29 @@ func panicLine(console []byte) string {
 	return printable(line, 200)
 }
 
-// printable makes a guest's bytes fit for a terminal.
+// printable is a line of somebody else's bytes, fit for a terminal.
 func printable(b []byte, limit int) string {
 	b = bytes.TrimSpace(b)
 	if len(b) > limit {
 		b = b[:limit]
 	}
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7F || r == '\uFFFD' {
+		if !unicode.IsPrint(r) {
 			return '?'
 		}
 		return r
+	}, string(b))
+}
+
+// terminalText is printable for many lines.
+func terminalText(b []byte) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == '\r':
+			return -1
+		case r == '\n', r == '\t', unicode.IsPrint(r):
+			return r
+		}
+		return '?'
 	}, string(b))
 }

@@ -43,6 +43,9 @@ func TestExit(t *testing.T) {
 			if x.Reason != test.want || !strings.Contains(x.Message, test.says) {
 				t.Errorf("got %s (%s), want %s with %q", x.Reason, x.Message, test.want, test.says)
 			}
+			if strings.ContainsAny(x.Console, "\x1b\r") {
+				t.Errorf("console with control characters: %q", x.Console)
+			}
 			if orderly := test.want == GuestReset || test.want == GuestShutdown; orderly != (x.Err() == nil) {
 				t.Errorf("error: %v", x.Err())
 			}
