@@ -31,7 +31,7 @@ import (
 
 // Limits bound what a layer may ask for. A zero field means the default.
 type Limits struct {
-	Bytes   int64 // of the uncompressed tar; default 64 GiB
+	Bytes   int64 // of the uncompressed tar, and of the files in it; default 64 GiB
 	Entries int   // of the tar; default 4 million
 }
 
@@ -130,6 +130,7 @@ type tree struct {
 	w       *erofs.Writer
 	limits  Limits
 	entries int
+	content int64 // bytes of files
 }
 
 // add applies one entry.
@@ -174,6 +175,11 @@ func (t *tree) add(hdr *tar.Header, content io.Reader) error {
 		}
 	case tar.TypeReg, '\x00', tar.TypeCont, tar.TypeGNUSparse:
 		meta.Mode |= erofs.TypeRegular
+		// A sparse file may be large beyond measure in a short tar.
+		if hdr.Size < 0 || hdr.Size > t.limits.Bytes-t.content {
+			return fmt.Errorf("%w: the layer unpacks to more than %d bytes", ErrLimit, t.limits.Bytes)
+		}
+		t.content += hdr.Size
 		c, err := t.w.Content(content, hdr.Size)
 		if err != nil {
 			return err
