@@ -145,3 +145,101 @@ exit 7`},
 }
 
 func limits(memory int64) *specs.LinuxMemory { return &specs.LinuxMemory{Limit: &memory} }
+
+// TestVMKinds runs the containers that need a real machine: one that uses up its memory, one with a reaper as its first
+// process, a privileged one.
+func TestVMKinds(t *testing.T) {
+	if testing.Short() {
+		t.Skip("boots a machine")
+	}
+	d := makeDisks(t)
+	vm := d.boot(t, vmtest.Options{})
+	image := spec.Image{Layers: d.layers}
+	pids := int64(50)
+	oom := spec.Container{Name: "oom", Image: image, NonCritical: true, Cmd: []string{"sh", "-c", "echo eating; dd if=/dev/zero of=/dev/shm/eaten bs=1M; echo $?; exit 9"}}
+	oom.Resources.Memory = limits(32 << 20)
+	swap := int64(32 << 20)
+	oom.Resources.Memory.Swap = &swap
+	reaper := spec.Container{Name: "init", Image: image, Init: true, Cmd: []string{"sh", "-c", "test $$ -gt 1 && readlink /proc/1/exe; sleep 0.01 & exit 4"}}
+	reaper.After = []spec.Dependency{{Container: "oom", Condition: spec.ConditionStarted}}
+	root := spec.Container{Name: "root", Image: image, Privileged: true, Cmd: []string{"sh", "-c", `
+ls /dev/vda /dev/dm-0; grep CapEff /proc/self/status; mount -t tmpfs none /mnt 2>/dev/null || (mkdir /mnt && mount -t tmpfs none /mnt) && echo mounted
+mkdir /sys/fs/cgroup/sub && echo cgroup; cat /sys/fs/cgroup/pids.max /sys/fs/cgroup/cpu.max; cat /proc/sys/net/ipv4/ip_unprivileged_port_start`}}
+	root.Resources.Pids = &specs.LinuxPids{Limit: &pids}
+	quota, period := int64(50000), uint64(100000)
+	root.Resources.CPU = &specs.LinuxCPU{Quota: &quota, Period: &period}
+	plain := spec.Container{Name: "plain", Image: image, Cmd: []string{"sh", "-c", `
+mknod /dev/disk b 254 0 && head -c1 /dev/disk; mkdir /sys/fs/cgroup/sub; mount -t tmpfs none /tmp; cat /dev/null && echo null`}}
+	conn := vm.Dial(spec.PortControl)
+	h := guesttest.Launch(t, conn, &spec.Pod{Containers: []spec.Container{oom, reaper, root, plain}}, &d.place)
+	for i, want := range []struct {
+		name, out string
+		code      int
+	}{
+		{"oom", "eating\n", 0},
+		{"init", "/sbin/docker-init\n", 4},
+		{"root", "/dev/dm-0\n/dev/vda\nCapEff:\t000001ffffffffff\nmounted\ncgroup\n50\n50000 100000\n0\n", 0},
+		{"plain", "null\n", 0},
+	} {
+		s := h.Status(want.name, spec.StatusExited)
+		got := h.Output(i, 1)
+		if want.name == "oom" {
+			if !s.OOMKilled || !strings.HasPrefix(got, want.out) {
+				t.Errorf("oom: got %+v, %q", s, got)
+			}
+			continue
+		}
+		if s.ExitCode != want.code || s.OOMKilled || got != want.out {
+			t.Errorf("%s: got exit code %d, %q, want %d, %q; stderr %q", want.name, s.ExitCode, got, want.code, want.out, h.Output(i, 2))
+		}
+	}
+	if got := h.Output(3, 2); !strings.Contains(got, "Operation not permitted") {
+		t.Errorf("what a plain container may not do: %q", got)
+	}
+	if done := h.Done(); !done.Clean {
+		t.Errorf("unclean end: %s", done.Message)
+	}
+}
+
+// TestVMBadDisks has disks that are not what they should be.
+func TestVMBadDisks(t *testing.T) {
+	if testing.Short() {
+		t.Skip("boots machines")
+	}
+	for _, tt := range []struct {
+		name  string
+		spoil func(t *testing.T, d *disks)
+		want  string
+	}{
+		{"no file system", func(t *testing.T, d *disks) {
+			if err := os.WriteFile(d.drives[1].Path, make([]byte, 1<<20), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, "holds no ext4 file system"},
+		{"damaged layer", func(t *testing.T, d *disks) {
+			f, err := os.OpenFile(d.drives[0].Extents[1].Path, os.O_WRONLY, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			if _, err := f.WriteAt(make([]byte, 4096), 0); err != nil {
+				t.Fatal(err)
+			}
+		}, "mount layer"},
+		{"no scratch", func(t *testing.T, d *disks) { d.drives = d.drives[:1] }, `no drive with the serial number "scratch"`},
+		{"layer beyond the drive", func(t *testing.T, d *disks) { d.place.Layers[1].Length += 1 << 30 }, "do not fit"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d := makeDisks(t)
+			tt.spoil(t, d)
+			vm := d.boot(t, vmtest.Options{})
+			h := guesttest.Launch(t, vm.Dial(spec.PortControl), &spec.Pod{Containers: []spec.Container{
+				{Name: "web", Image: spec.Image{Layers: d.layers}, Cmd: []string{"true"}},
+			}}, &d.place)
+			if f := h.Failure(); f.Phase != "disks" || !strings.Contains(f.Message, tt.want) {
+				t.Errorf("got %+v, want %q", f, tt.want)
+			}
+			h.Done()
+		})
+	}
+}

@@ -79,7 +79,6 @@ func cloneSteps(flags uint64, cgroup int, steps []Step, regs []uintptr, out *out
 	*fd = -1
 	args := &cloneArgs{
 		flags:      flags | unix.CLONE_VM | unix.CLONE_VFORK | unix.CLONE_PIDFD,
-		pidFD:      uint64(uintptr(unsafe.Pointer(fd))),
 		exitSignal: uint64(syscall.SIGCHLD),
 	}
 	if cgroup >= 0 {
@@ -89,7 +88,7 @@ func cloneSteps(flags uint64, cgroup int, steps []Step, regs []uintptr, out *out
 	*out = outcome{step: -1}
 	// As package syscall does: no descriptor without close-on-exec may be made by others meanwhile.
 	syscall.ForkLock.Lock()
-	r, errno := cloneChild(args, steps, regs, out)
+	r, errno := cloneChild(args, fd, steps, regs, out)
 	runtimeAfterFork()
 	syscall.ForkLock.Unlock()
 	if errno != 0 {
@@ -105,7 +104,7 @@ func cloneSteps(flags uint64, cgroup int, steps []Step, regs []uintptr, out *out
 //go:noinline
 //go:norace
 //go:nocheckptr
-func cloneChild(args *cloneArgs, steps []Step, regs []uintptr, out *outcome) (pid uintptr, errno syscall.Errno) {
+func cloneChild(args *cloneArgs, pidfd *int32, steps []Step, regs []uintptr, out *outcome) (pid uintptr, errno syscall.Errno) {
 	var (
 		i, j int
 		s    *Step
@@ -114,6 +113,8 @@ func cloneChild(args *cloneArgs, steps []Step, regs []uintptr, out *outcome) (pi
 		e1   syscall.Errno
 	)
 	runtimeBeforeFork()
+	// Not earlier: pidfd may be on the stack, and the stack may move until here.
+	args.pidFD = uint64(uintptr(unsafe.Pointer(pidfd)))
 	r, e = vforkSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(args)), unsafe.Sizeof(*args))
 	if e != 0 || r != 0 {
 		return r, syscall.Errno(e)

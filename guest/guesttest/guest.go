@@ -276,11 +276,11 @@ func (h *Host) end() {
 		h.conn.Close() // an order to stop
 		<-h.read
 	}
-	killed := time.AfterFunc(20*time.Second, func() { h.cmd.Process.Kill() })
+	killed := time.AfterFunc(patience, func() { h.cmd.Process.Kill() })
 	if err := h.cmd.Wait(); err != nil && killed.Stop() {
 		h.t.Errorf("guest: %v", err)
 	} else if err != nil {
-		h.t.Error("guest did not end within 20 s after its host went away")
+		h.t.Errorf("guest did not end within %v after its host went away", patience)
 	}
 	killed.Stop()
 }
@@ -331,10 +331,13 @@ func (h *Host) receive() {
 	}
 }
 
+// patience is far above what anything here takes, even where several machines are emulated at once.
+const patience = 90 * time.Second
+
 // await waits until met, called with mu held, says so.
 func (h *Host) await(what string, met func() bool) {
 	h.t.Helper()
-	timeout := time.After(20 * time.Second)
+	timeout := time.After(patience)
 	for {
 		h.mu.Lock()
 		ok, changed := met(), h.changed
@@ -353,7 +356,7 @@ func (h *Host) await(what string, met func() bool) {
 			}
 			return
 		case <-timeout:
-			h.t.Fatalf("no %s within 20 s", what)
+			h.t.Fatalf("no %s within %v", what, patience)
 		}
 	}
 }

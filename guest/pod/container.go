@@ -229,6 +229,11 @@ func (c *Container) launch(restarts int) error {
 	if err != nil {
 		return err
 	}
+	if !c.doc.Privileged {
+		if err := cgroup.LimitDevices(c.doc.Devices); err != nil {
+			return errors.Join(err, cgroup.Remove(context.Background()))
+		}
+	}
 	proc, err := container.Start(c.pod.cfg.Reaper, cfg, cgroup)
 	if err != nil {
 		return errors.Join(err, cgroup.Remove(context.Background()))

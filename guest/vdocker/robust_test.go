@@ -118,7 +118,7 @@ const upgrade = "HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nX:"
 
 // Clients that go away in the middle of any stream leave nothing behind.
 func TestGoneClients(t *testing.T) {
-	h, _ := start(t, spec.Placement{},
+	h, g := start(t, spec.Placement{},
 		spec.Container{Name: "silent", Cmd: []string{"sleep", "1000000"}},
 		spec.Container{Name: "loud", Cmd: []string{"sh", "-c", "while :; do echo line; sleep 0.02; done"}},
 		spec.Container{Name: "reads", Cmd: []string{"cat"}, OpenStdin: true},
@@ -133,7 +133,10 @@ func TestGoneClients(t *testing.T) {
 		}
 		return created.ID
 	}
-	ask(t, h, 200, "GET", "/containers/loud/json", "")
+	for _, name := range []string{"silent", "loud", "reads", "tty", "files"} {
+		g.Status(name, spec.StatusRunning)
+	}
+	g.AwaitOutput(1, 1, "line")
 	for _, tt := range []struct {
 		name string
 		open func(t *testing.T) net.Conn
