@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/kcradle/kcradle/bundle"
@@ -31,7 +32,7 @@ func TestMachineConfig(t *testing.T) {
 			{Serial: "volume0", Path: "/b/volumes/data.ext4"}, {Serial: "volume1", Path: "/b/volumes/more.ext4"},
 		},
 	}
-	if d := cmp.Diff(want, got); d != "" {
+	if d := cmp.Diff(want, got, cmpopts.IgnoreUnexported(vmm.Config{})); d != "" {
 		t.Errorf("machine (-want +got):\n%s", d)
 	}
 	if err := got.Validate(); err != nil {

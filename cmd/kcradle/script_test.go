@@ -65,7 +65,7 @@ func params(t *testing.T, dir string, vars ...string) testscript.Params {
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"exits": exits, "killpid": killpid, "until": until,
+			"exits": exits, "killpid": killpid, "until": until, "says": says,
 		},
 	}
 }
@@ -123,6 +123,26 @@ func until(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		if time.Since(begun) > time.Minute {
 			ts.Fatalf("%s is not %s after a minute: %+v", args[1], args[0], st)
+		}
+	}
+}
+
+// says DIR TEXT: waits until the first container has written it. A container that is process 1 of its namespace and has
+// not set its traps yet loses signals.
+func says(ts *testscript.TestScript, neg bool, args []string) {
+	b, err := bundle.Open(ts.MkAbs(args[0]))
+	ts.Check(err)
+	for begun := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		var text strings.Builder
+		ts.Check(bundle.ReadLog(b.LogPath(b.Pod.Containers[0].ID), func(r bundle.Record) error {
+			text.WriteString(r.Log)
+			return nil
+		}))
+		if strings.Contains(text.String(), args[1]) {
+			return
+		}
+		if time.Since(begun) > time.Minute {
+			ts.Fatalf("%s has not said %q after a minute: %q", args[0], args[1], text.String())
 		}
 	}
 }

@@ -406,6 +406,8 @@ func (s *supervisor) loop(ctx context.Context, state *bundle.State) bundle.End {
 		watchdog = newStoppedTimer()
 	)
 	defer watchdog.Stop()
+	clock := time.NewTicker(clockEvery)
+	defer clock.Stop()
 	set := func() {
 		if err := s.bundle.SetState(*state); err != nil {
 			s.log.Error("the state on disk is old", "error", err)
@@ -437,6 +439,13 @@ func (s *supervisor) loop(ctx context.Context, state *bundle.State) bundle.End {
 		select {
 		case <-machineDone:
 			machineDone = nil
+		case <-clock.C:
+			// A guest that did not run for a while, with its host or beside a busy one, has a clock that is late.
+			if conn != nil && done == nil && lost == nil {
+				if err := toGuest(conn, spec.FrameClock, time.Now()); err != nil {
+					s.log.Debug("set the guest's clock", "error", err)
+				}
+			}
 		case <-watchdog.C:
 			s.log.Error("the guest did not stop in time and is killed")
 			killed = true
@@ -596,6 +605,9 @@ func podExit(p *spec.Pod, states []spec.State) (code int, message string) {
 	}
 	return 0, ""
 }
+
+// clockEvery is how often the guest is told the time.
+const clockEvery = 30 * time.Second
 
 func newStoppedTimer() *time.Timer {
 	t := time.NewTimer(time.Hour)
