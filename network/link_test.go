@@ -135,7 +135,7 @@ func offline(t testing.TB, p plan) *netstack {
 	ctx, cancel := context.WithCancel(context.Background())
 	var g gate
 	c := Config{MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, MTU: DefaultMTU, NoHost: true}
-	n := newNetstack(ctx, c, p, io.Discard, &g, discard())
+	n := newNetstack(ctx, ctx, c, p, io.Discard, &g, discard())
 	n.dns.fixed = nil
 	n.dns.path = "/nonexistent"
 	n.dial = func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("offline") }

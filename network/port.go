@@ -172,6 +172,7 @@ func bindOne(ctx context.Context, p Port, at netip.AddrPort) (published, error) 
 		family = "4"
 	}
 	var lc net.ListenConfig
+	lc.SetMultipathTCP(false) // a plain listener, as docker's
 	b := published{Port: Port{Proto: p.Proto, HostIP: at.Addr(), ContainerPort: p.ContainerPort}}
 	if p.Proto == "tcp" {
 		l, err := lc.Listen(ctx, "tcp"+family, at.String())

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"gvisor.dev/gvisor/pkg/buffer"
@@ -42,9 +43,12 @@ type netstack struct {
 	stack  *stack.Stack
 	gate   *gate
 
+	machine context.Context // done when the machine is gone; a signal to many, not the context of a call
+
 	dial func(ctx context.Context, network, address string) (net.Conn, error)
 
 	flows   slots
+	carried atomic.Int64 // flows that carry bytes
 	syns    synTable
 	udp     udpTable
 	echo    echoTable
@@ -53,9 +57,11 @@ type netstack struct {
 	full    seldom
 }
 
-func newNetstack(ctx context.Context, c Config, p plan, conn io.Writer, g *gate, log *slog.Logger) *netstack {
+// newNetstack makes a stack. Flows are aborted when ctx is done; when machine is, which is before that, they bring to
+// its end what the guest had sent.
+func newNetstack(ctx, machine context.Context, c Config, p plan, conn io.Writer, g *gate, log *slog.Logger) *netstack {
 	var d net.Dialer
-	n := &netstack{plan: p, noHost: c.NoHost, limits: newLimits(), log: log, gate: g, dial: d.DialContext}
+	n := &netstack{plan: p, noHost: c.NoHost, limits: newLimits(), log: log, gate: g, machine: machine, dial: d.DialContext}
 	n.link = newLink(conn, gatewayMAC(c.MAC), c.MAC, c.MTU)
 	n.flows = make(slots, n.limits.tcp)
 	n.queries = make(slots, n.limits.queries)

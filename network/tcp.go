@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -87,17 +88,17 @@ func (n *netstack) forwardTCP(ctx context.Context, r *tcp.ForwarderRequest) {
 			return
 		}
 		if ep, wq := n.answerTCP(r); ep != nil {
-			n.serveDNS(ctx, ep, wq)
+			n.serveDNS(n.machine, ep, wq)
 		}
 		return
 	}
 	target, err := n.target(dst.Addr())
 	var host net.Conn
 	if err == nil {
-		host, err = n.dial(ctx, "tcp", netip.AddrPortFrom(target, dst.Port()).String())
+		host, err = n.dial(n.machine, "tcp", netip.AddrPortFrom(target, dst.Port()).String())
 		// The host's loopback is one place: a server may listen on either of its addresses.
 		if other := otherLoopback(target); other.IsValid() && errors.Is(err, syscall.ECONNREFUSED) {
-			host, err = n.dial(ctx, "tcp", netip.AddrPortFrom(other, dst.Port()).String())
+			host, err = n.dial(n.machine, "tcp", netip.AddrPortFrom(other, dst.Port()).String())
 		}
 	}
 	switch {
@@ -207,7 +208,7 @@ func (n *netstack) publishTCP(ctx context.Context, p published, host *net.TCPCon
 	if p.HostIP.Is6() {
 		guests[0], guests[1] = guests[1], guests[0]
 	}
-	dialCtx, cancel := context.WithTimeout(ctx, guestDialTimeout)
+	dialCtx, cancel := context.WithTimeout(n.machine, guestDialTimeout)
 	defer cancel()
 	for _, guest := range guests {
 		ep, wq, err := n.dialGuest(dialCtx, client, netip.AddrPortFrom(guest, p.ContainerPort))
@@ -279,13 +280,19 @@ func abortTCP(c *net.TCPConn) {
 // splice carries bytes both ways until both have ended, each direction on its own (half-close), or one has broken
 // (reset, which breaks the other). It closes both.
 func (n *netstack) splice(ctx context.Context, ep tcpip.Endpoint, wq *waiter.Queue, host *net.TCPConn) {
-	f := &flow{guest: ep, wq: wq, host: host, broken: make(chan struct{})}
+	n.carried.Add(1)
+	defer n.carried.Add(-1)
+	f := &flow{guest: ep, wq: wq, host: host, broken: make(chan struct{}), gone: n.machine.Done()}
 	stop := context.AfterFunc(ctx, f.abort)
 	defer stop()
-	// A reset by the guest must also end a direction that waits for the host alone.
+	// Without a machine nothing of the host's is wanted any more.
+	stopGone := context.AfterFunc(n.machine, func() { _ = host.SetReadDeadline(time.Unix(1, 0)) })
+	defer stopGone()
+	// A reset by the guest must also end a direction that waits for the host alone. This runs under the stack's locks,
+	// so it touches the host's side only; the direction that wakes up by it does the rest.
 	entry := waiter.NewFunctionEntry(waiter.EventErr|waiter.EventHUp, func(waiter.EventMask) {
 		if tcp.EndpointState(ep.State()) == tcp.StateError {
-			go f.abort() // not under the stack's locks
+			abortTCP(host)
 		}
 	})
 	wq.EventRegister(&entry)
@@ -312,7 +319,18 @@ type flow struct {
 	host  *net.TCPConn
 
 	once   sync.Once
-	broken chan struct{}
+	broken chan struct{}   // closed by abort
+	gone   <-chan struct{} // closed when the machine is gone
+}
+
+// orphan says whether the machine is gone.
+func (f *flow) orphan() bool {
+	select {
+	case <-f.gone:
+		return true
+	default:
+		return false
+	}
 }
 
 // abort resets both sides. It may be called at any time, also after the end.
@@ -324,17 +342,20 @@ func (f *flow) abort() {
 	})
 }
 
-// wait blocks until an event or the end of the flow.
+// wait blocks until an event; false is the end of the flow or of the machine.
 func (f *flow) wait(ready <-chan struct{}) bool {
 	select {
 	case <-ready:
 		return true
+	case <-f.gone:
+		return false
 	case <-f.broken:
 		return false
 	}
 }
 
 // toHost carries what the guest sends. It reports whether that came to a proper end. No buffer is held while waiting.
+// What the guest has sent, and was told to have arrived, is carried even when the machine is gone meanwhile.
 func (f *flow) toHost() bool {
 	entry, ready := waiter.NewChannelEntry(waiter.ReadableEvents | waiter.EventHUp | waiter.EventErr)
 	f.wq.EventRegister(&entry)
@@ -377,16 +398,16 @@ func (f *flow) toGuest() bool {
 	for {
 		buf, size, err := readReady(raw)
 		if err != nil {
-			return false
+			return f.orphan() && errors.Is(err, os.ErrDeadlineExceeded)
 		}
 		if size == 0 {
 			buffers.Put(buf)
-			return f.guest.Shutdown(tcpip.ShutdownWrite) == nil
+			return f.guest.Shutdown(tcpip.ShutdownWrite) == nil || f.orphan()
 		}
 		ok := f.writeGuest((*buf)[:size], ready)
 		buffers.Put(buf)
 		if !ok {
-			return false
+			return f.orphan()
 		}
 	}
 }
@@ -428,6 +449,9 @@ func (f *flow) end(ctx context.Context) {
 		}
 		select {
 		case <-ctx.Done():
+			f.guest.Abort()
+			return
+		case <-f.gone:
 			f.guest.Abort()
 			return
 		case <-f.broken:

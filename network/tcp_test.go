@@ -32,14 +32,14 @@ func sum(t testing.TB, r io.Reader) [32]byte {
 }
 
 // exchange sends a big stream each way at once, ends each with a half-close, and compares both.
-func exchange(t *testing.T, client, server net.Conn) {
+func exchange(t *testing.T, client, server net.Conn, size int64) {
 	t.Helper()
 	for _, c := range []net.Conn{client, server} {
 		_ = c.SetDeadline(time.Now().Add(2 * time.Minute))
 	}
 	send := func(c net.Conn, seed uint64, done chan<- struct{}) {
 		defer close(done)
-		if _, err := io.Copy(c, stream(seed, big)); err != nil {
+		if _, err := io.Copy(c, stream(seed, size)); err != nil {
 			t.Errorf("send: %v", err)
 		}
 		if err := c.(*net.TCPConn).CloseWrite(); err != nil {
@@ -51,10 +51,10 @@ func exchange(t *testing.T, client, server net.Conn) {
 	go send(server, 2, sent2)
 	got := make(chan [32]byte)
 	go func() { got <- sum(t, server) }()
-	if sum(t, client) != sum(t, stream(2, big)) {
+	if sum(t, client) != sum(t, stream(2, size)) {
 		t.Error("what the client got is not what the server sent")
 	}
-	if <-got != sum(t, stream(1, big)) {
+	if <-got != sum(t, stream(1, size)) {
 		t.Error("what the server got is not what the client sent")
 	}
 	<-sent1
@@ -75,18 +75,21 @@ func accept(t testing.TB, l net.Listener) net.Conn {
 func TestTCPOut(t *testing.T) {
 	u := openWire(t, Config{})
 	g := startGuest(t, u)
-	tests := []struct{ name, listen, dial string }{
-		{"IPv4 host loopback", "127.0.0.1", u.plan.host4.String()},
-		{"IPv6 host loopback", "::1", u.plan.host6.String()},
-		{"IPv4 host loopback by IPv6", "127.0.0.1", u.plan.host6.String()},
-		{"IPv4 outside", outside4, outside4},
-		{"IPv6 outside", outside6, outside6},
+	tests := []struct {
+		name, listen, dial string
+		size               int64
+	}{
+		{"IPv4 host loopback", "127.0.0.1", u.plan.host4.String(), big},
+		{"IPv6 host loopback", "::1", u.plan.host6.String(), big},
+		{"IPv4 host loopback by IPv6", "127.0.0.1", u.plan.host6.String(), 1 << 20},
+		{"IPv4 outside", outside4, outside4, 1 << 20},
+		{"IPv6 outside", outside6, outside6, 1 << 20},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			l := listenHost(t, "tcp", net.JoinHostPort(test.listen, "0"))
 			c := g.mustDial("tcp", join(netip.MustParseAddr(test.dial), port(l.Addr())))
-			exchange(t, c, accept(t, l))
+			exchange(t, c, accept(t, l), test.size)
 		})
 	}
 }
@@ -96,7 +99,7 @@ func TestTCPOutLargeMTU(t *testing.T) {
 	g := startGuest(t, u)
 	l := listenHost(t, "tcp", "127.0.0.1:0")
 	c := g.mustDial("tcp", join(u.plan.host4, port(l.Addr())))
-	exchange(t, c, accept(t, l))
+	exchange(t, c, accept(t, l), big)
 }
 
 func TestHalfClose(t *testing.T) {

@@ -174,7 +174,8 @@ func openUser(ctx context.Context, c Config, log *slog.Logger) (_ *user, retErr 
 	// The wire outlives the call: only Close ends it.
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	u.cancel = cancel
-	u.make = func() *netstack { return newNetstack(run, c, u.plan, u.conn, &u.gate, log) }
+	machine, gone := context.WithCancel(run)
+	u.make = func() *netstack { return newNetstack(run, machine, c, u.plan, u.conn, &u.gate, log) }
 	u.reader = make(chan struct{})
 	u.gate.start(func() {
 		defer close(u.reader)
@@ -187,7 +188,7 @@ func openUser(ctx context.Context, c Config, log *slog.Logger) (_ *user, retErr 
 			log.Error("the wire to the machine broke", "error", err)
 		}
 		_ = u.conn.Close() // writers end as well
-		cancel()           // what was carried has nowhere to go
+		gone()             // what comes from the host has nowhere to go
 	})
 	for _, p := range u.ports {
 		u.gate.start(func() {
@@ -250,20 +251,35 @@ func (u *user) Ports() []Port {
 
 func (u *user) Close() error {
 	u.closeOnce.Do(func() {
-		u.cancel()
 		for _, p := range u.ports {
 			p.close()
 		}
 		_ = u.conn.Close()
 		<-u.reader // a fragment delivered to a closed stack would hang for ever
 		u.gate.shut()
-		u.build.Do(func() {}) // nothing builds it from here on
+		u.drain()
+		u.cancel()
 		if u.net != nil {
 			u.net.close()
 		}
 		u.gate.wait()
 	})
 	return u.CloseFile()
+}
+
+// drainOnClose is how long Close waits for peers that take the last bytes of a machine that is gone.
+const drainOnClose = 2 * time.Second
+
+// drain waits a while for the flows that still carry what the guest has sent.
+func (u *user) drain() {
+	u.build.Do(func() {}) // nothing builds the stack from here on
+	if u.net == nil {
+		return
+	}
+	deadline := time.Now().Add(drainOnClose)
+	for pause := 100 * time.Microsecond; u.net.carried.Load() > 0 && time.Now().Before(deadline); pause = min(2*pause, 20*time.Millisecond) {
+		time.Sleep(pause)
+	}
 }
 
 // gate counts goroutines and lets no new one in once it is shut.
