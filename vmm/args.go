@@ -51,7 +51,7 @@ func (c Config) files() []file {
 		fs = append(fs, file{role: "initrd", path: c.Initrd})
 	}
 	if c.CID != 0 {
-		fs = append(fs, file{role: "vsock", path: vsockDevice, write: true})
+		fs = append(fs, file{role: "vsock", path: "/dev/vhost-vsock", write: true})
 	}
 	if c.Wire != nil {
 		fs = append(fs, file{role: "wire"})

@@ -56,17 +56,3 @@ func mapped(path string, id uint32) bool {
 	}
 	return false
 }
-
-// ContextID is an AF_VSOCK context id for the one machine of this process, or 0 where the host has no vhost-vsock that
-// the caller may use.
-func ContextID() uint32 {
-	f, err := os.OpenFile(vsockDevice, os.O_RDWR, 0)
-	if err != nil {
-		return 0
-	}
-	_ = f.Close()
-	const first = 1 << 16 // above what people choose by hand
-	return first + uint32(os.Getpid())
-}
-
-const vsockDevice = "/dev/vhost-vsock"
