@@ -11,7 +11,7 @@ type Placement struct {
 	Layers  []Extent `json:"layers,omitempty"`
 	Volumes []Drive  `json:"volumes,omitempty"` // of Pod.Volumes, by name
 
-	Shares  []Share  `json:"shares,omitempty"`  // of Pod.Binds, in its order
+	Shares []Share `json:"shares,omitempty"` // of Pod.Binds, in its order
 
 	Network Network `json:"network"`
 
