@@ -13,16 +13,15 @@ func closeFD(fd int) { unix.Close(fd) }
 
 // attachDeviceProgram loads a program and attaches it to a cgroup, which keeps it as long as it lives.
 func attachDeviceProgram(cgroup int, prog []byte) error {
-	license := []byte("GPL\x00")
+	const license = "GPL\x00" // its bytes are in the program's text and do not move, which a slice of them might
 	// union bpf_attr for BPF_PROG_LOAD: type, number of instructions, their address, the licence's.
 	load := make([]byte, 128)
 	binary.NativeEndian.PutUint32(load[0:], unix.BPF_PROG_TYPE_CGROUP_DEVICE)
 	binary.NativeEndian.PutUint32(load[4:], uint32(len(prog)/8))
 	binary.NativeEndian.PutUint64(load[8:], uint64(address(prog)))
-	binary.NativeEndian.PutUint64(load[16:], uint64(address(license)))
+	binary.NativeEndian.PutUint64(load[16:], uint64(uintptr(unsafe.Pointer(unsafe.StringData(license)))))
 	fd, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_LOAD, uintptr(unsafe.Pointer(&load[0])), uintptr(len(load)))
 	runtime.KeepAlive(prog)
-	runtime.KeepAlive(license)
 	if errno != 0 {
 		return os.NewSyscallError("BPF_PROG_LOAD", errno)
 	}
