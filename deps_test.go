@@ -21,7 +21,7 @@ spec: -                                            # the contract; the ground
 dockerapi: -                                       # the wire of the Docker API, for guest and daemon alike
 internal/undo internal/need: -                     # small tools
 
-kernel: -                                          # an artefact and its command line
+kernel/...: -                                      # an artefact and its command line
 initrd: -                                          # a file format
 share: -                                           # a directory of the host, for a hostile guest
 
