@@ -178,3 +178,69 @@ func TestPortTaken(t *testing.T) {
 		t.Errorf("a range whose first port is taken: got %d, want %d", got, taken+1)
 	}
 }
+
+// One client port connected to the same guest port by two ways: the guest must tell the two apart.
+func TestPublishSameClient(t *testing.T) {
+	loop := netip.MustParseAddr(outside4)
+	for _, proto := range []string{"tcp", "udp"} {
+		t.Run(proto, func(t *testing.T) {
+			u := openWire(t, Config{Ports: []Port{
+				{Proto: proto, HostIP: loop, ContainerPort: 80}, {Proto: proto, HostIP: loop, ContainerPort: 80},
+			}})
+			g := startGuest(t, u)
+			client := freePort(t, loop)
+			if proto == "udp" {
+				go echoUDP(g.listenPacket("udp", ":80"))
+				c, err := net.ListenPacket("udp", join(loop, client))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.Close()
+				for i, p := range u.Ports() {
+					to := net.UDPAddrFromAddrPort(netip.AddrPortFrom(loop, p.HostPort))
+					if _, err := c.WriteTo([]byte{byte(i)}, to); err != nil {
+						t.Fatal(err)
+					}
+					buf := make([]byte, 10)
+					_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+					n, from, err := c.ReadFrom(buf)
+					if err != nil || n != 1 || buf[0] != byte(i) || from.String() != to.String() {
+						t.Errorf("port %d: got %x from %v, %v, want its own echo", p.HostPort, buf[:n], from, err)
+					}
+				}
+				return
+			}
+			l := g.listen("tcp", ":80")
+			reuse := net.Dialer{
+				LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(loop, client)),
+				Control: func(_, _ string, c syscall.RawConn) error {
+					return c.Control(func(fd uintptr) { _ = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1) })
+				},
+			}
+			for _, p := range u.Ports() {
+				c, err := reuse.Dial("tcp", join(loop, p.HostPort))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.Close()
+				in := accept(t, l)
+				_, _ = in.Write([]byte("hello"))
+				buf := make([]byte, 5)
+				_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+				if _, err := io.ReadFull(c, buf); err != nil {
+					t.Errorf("port %d: %v (the guest sees %v)", p.HostPort, err, in.RemoteAddr())
+				}
+			}
+		})
+	}
+}
+
+func freePort(t *testing.T, a netip.Addr) uint16 {
+	t.Helper()
+	l, err := net.Listen("tcp", join(a, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return port(l.Addr())
+}

@@ -232,8 +232,9 @@ func (n *netstack) dialGuest(ctx context.Context, client, guest netip.AddrPort) 
 	}
 	ep, wq, err := n.connect(ctx, from, guest)
 	switch err.(type) {
-	case *tcpip.ErrPortInUse, *tcpip.ErrConnectionAborted, *tcpip.ErrDuplicateAddress:
-		// The same client port is connected to the same guest port through another published port.
+	case nil, *tcpip.ErrConnectionRefused, *tcpip.ErrTimeout:
+	default:
+		// The client's port is in use: it is connected to the same guest port through another published port.
 		ep, wq, err = n.connect(ctx, netip.AddrPortFrom(n.plan.gatewayOf(guest.Addr()), 0), guest)
 	}
 	return ep, wq, err
