@@ -1,6 +1,7 @@
 package container
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -33,6 +34,22 @@ func (r *Running) Close() {
 	}
 }
 
+// Signal sends a signal to the process. It fails with os.ErrClosed after Close and with ESRCH once the process was reaped.
+func (r *Running) Signal(sig syscall.Signal) error {
+	var serr error
+	err := r.withPidFD(func(fd int) { serr = unix.PidfdSendSignal(fd, sig, nil, 0) })
+	return errors.Join(err, serr)
+}
+
+// withPidFD calls fn with the descriptor, which stays open meanwhile.
+func (r *Running) withPidFD(fn func(fd int)) error {
+	raw, err := r.PidFD.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return raw.Control(func(fd uintptr) { fn(int(fd)) })
+}
+
 // Start starts a container's first process in new namespaces and in the cgroup. When the program cannot be executed
 // the error is a *StartError.
 func Start(r *reap.Reaper, c *Config, cgroup *Cgroup) (*Running, error) {
@@ -54,7 +71,14 @@ func Start(r *reap.Reaper, c *Config, cgroup *Cgroup) (*Running, error) {
 
 // Join starts a further process in the container whose first process first is.
 func Join(r *reap.Reaper, first *Running, p *Process, cgroup *Cgroup) (*Running, error) {
-	t, err := newExecTable(p, int(first.PidFD.Fd()))
+	pidfd := -1
+	var derr error
+	err := first.withPidFD(func(fd int) { pidfd, derr = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3) })
+	if err = errors.Join(err, derr); err != nil {
+		return nil, AsStartError(fmt.Errorf("join container: %w", err))
+	}
+	defer unix.Close(pidfd)
+	t, err := newExecTable(p, pidfd)
 	if err != nil {
 		return nil, AsStartError(err)
 	}

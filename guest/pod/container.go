@@ -563,8 +563,7 @@ func (c *Container) signal(sig int) error {
 
 // send signals the run's first process. That it has just ended is no error.
 func (c *Container) send(r *run, sig syscall.Signal) error {
-	err := unix.PidfdSendSignal(int(r.proc.PidFD.Fd()), sig, nil, 0)
-	if err != nil && err != unix.ESRCH && !isEnded(r) {
+	if err := r.proc.Signal(sig); err != nil && !errors.Is(err, unix.ESRCH) && !isEnded(r) {
 		return fmt.Errorf("send signal %d: %w", sig, err)
 	}
 	return nil
