@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/sha256"
+	"debug/elf"
 	"encoding/hex"
 	"fmt"
 	"io"
@@ -62,6 +63,9 @@ func makePackage(ctx context.Context, a *app, o packageOptions) error {
 	if err := os.Chmod(tmp, 0o755); err != nil {
 		return err
 	}
+	if err := checkStatic(o.Init); err != nil {
+		return err
+	}
 	b := buildInfo()
 	m := bundle.Manifest{Name: "default", Commit: b.Commit, Release: b.Version}
 	if t, err := time.Parse(time.RFC3339, b.Time); err == nil {
@@ -104,6 +108,21 @@ func makePackage(ctx context.Context, a *app, o packageOptions) error {
 	}
 	_, err = fmt.Fprintln(a.Stdout, dir)
 	return err
+}
+
+// checkStatic refuses an /init that wants a dynamic linker: there is nothing beside it, and the kernel would panic.
+func checkStatic(path string) error {
+	f, err := elf.Open(path)
+	if err != nil {
+		return fmt.Errorf("init: %w", err)
+	}
+	defer f.Close()
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			return fmt.Errorf("init: %s is dynamically linked (build it with CGO_ENABLED=0)", path)
+		}
+	}
+	return nil
 }
 
 func describe(path string) (bundle.File, error) {
