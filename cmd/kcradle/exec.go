@@ -109,8 +109,11 @@ func execIn(ctx context.Context, a *app, arg string, o execOptions) (int, error)
 	s := session{app: a, conn: conn, tty: o.TTY, stdin: o.Interactive, keys: o.DetachKeys,
 		resize: func(width, height int) error { return resizeTo(ctx, c, path+"/resize", width, height) }}
 	if err := s.run(ctx); err != nil {
-		if errors.Is(err, errDetached) {
+		switch {
+		case errors.Is(err, errDetached):
 			return 0, nil
+		case ctx.Err() != nil: // interrupted; the command lives on, as with docker
+			return 130, nil
 		}
 		return exitOwnFailure, err
 	}

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/docker/go-units"
@@ -314,8 +315,8 @@ func (o *containerOptions) mounts() (mounts []spec.Mount, volumes []string, err 
 	return mounts, volumes, nil
 }
 
-// volumeName is docker's rule.
-var volumeName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}$`)
+// volumeName is docker's rule. Expressions are compiled when they are used: run has no time for summon's.
+var volumeName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}$`) })
 
 // parseVolume reads docker's -v: NAME:/path[:options] or /host/path:/path[:options].
 func parseVolume(s string) (spec.Mount, error) {
@@ -349,7 +350,7 @@ func parseVolume(s string) (spec.Mount, error) {
 			return spec.Mount{}, fmt.Errorf("invalid volume specification: '%s': name the host's directory absolutely", s)
 		}
 		m.Type, m.Source = spec.MountBind, path.Join(dir, m.Source)
-	case !volumeName.MatchString(m.Source):
+	case !volumeName().MatchString(m.Source):
 		return spec.Mount{}, fmt.Errorf("create %s: %q includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path", m.Source, m.Source)
 	default:
 		m.Type = spec.MountVolume
@@ -404,7 +405,7 @@ func parseMount(s string) (spec.Mount, error) {
 		return m, errors.New("bind needs an absolute source")
 	case m.Type == spec.MountVolume && m.Source == "":
 		return m, errors.New("volume needs a source: name it")
-	case m.Type == spec.MountVolume && !volumeName.MatchString(m.Source):
+	case m.Type == spec.MountVolume && !volumeName().MatchString(m.Source):
 		return m, fmt.Errorf("%q is not a volume name", m.Source)
 	case m.Type != spec.MountBind && m.Type != spec.MountVolume && m.Type != spec.MountTmpfs:
 		return m, fmt.Errorf("unknown mount type %q (known: volume, bind, tmpfs)", m.Type)
@@ -606,7 +607,7 @@ func parseCPUs(s string) (float64, error) {
 	return n, nil
 }
 
-var capabilityName = regexp.MustCompile(`^CAP_[A-Z_]+$`)
+var capabilityName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^CAP_[A-Z_]+$`) })
 
 func capabilities(list []string) ([]string, error) {
 	var out []string
@@ -616,7 +617,7 @@ func capabilities(list []string) ([]string, error) {
 			if !strings.HasPrefix(name, "CAP_") {
 				name = "CAP_" + name
 			}
-			if !capabilityName.MatchString(name) {
+			if !capabilityName().MatchString(name) {
 				return nil, fmt.Errorf("invalid capability: %q", s)
 			}
 		}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -197,7 +198,7 @@ func readPodFile(name string, stdin io.Reader) (*podFile, error) {
 }
 
 // unknownField is how the YAML library says it.
-var unknownField = regexp.MustCompile(`field (\S+) not found in type \S+`)
+var unknownField = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`field (\S+) not found in type \S+`) })
 
 // parsePodFile is strict: a field it does not know is an error that names its line.
 func parsePodFile(b []byte) (*podFile, error) {
@@ -209,7 +210,7 @@ func parsePodFile(b []byte) (*podFile, error) {
 			return nil, errors.New("empty")
 		}
 		text := strings.TrimPrefix(err.Error(), "yaml: unmarshal errors:\n")
-		text = unknownField.ReplaceAllString(strings.TrimSpace(text), "unknown field \"$1\"")
+		text = unknownField().ReplaceAllString(strings.TrimSpace(text), "unknown field \"$1\"")
 		return nil, errors.New(strings.ReplaceAll(strings.TrimPrefix(text, "yaml: "), "\n  ", "; "))
 	}
 	if err := d.Decode(new(any)); !errors.Is(err, io.EOF) {

@@ -94,6 +94,9 @@ func (s *supervisor) run(ctx context.Context) (code int, err error) {
 	signal.Notify(signals, forwarded...)
 	defer signal.Stop(signals)
 	signal.Ignore(unix.SIGPIPE, unix.SIGTTOU)
+	if ctx.Err() != nil { // it came before we listened
+		return 130, nil
+	}
 	// main's context ends by the first signal; this verb has its own manners, see signals.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
