@@ -31,6 +31,9 @@ bench: build ## measure against bare QEMU and against docker
 	hack/deps test
 	$(GO) run ./hack/bench
 
+kernel: ## build the guest kernel from Debian's source again, to the same bytes
+	kernel/build.sh kernel
+
 lint: ## gofmt, vet
 	@test -z "$$(gofmt -l .)" || { gofmt -l . && echo "these files want gofmt -w" && false; }
 	$(GO) vet ./...
@@ -45,4 +48,4 @@ install: build ## install below PREFIX (/usr/local)
 	install -D -m 644 build/docs/completions/_kcradle $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_kcradle
 	install -D -m 644 build/docs/completions/kcradle.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/kcradle.fish
 
-.PHONY: help build demo test bench lint install
+.PHONY: help build demo test bench kernel lint install
