@@ -6,7 +6,8 @@
 #
 # Environment: JOBS (processors), KERNEL_SOURCE (a tarball to use instead of fetching the package; its digest is
 # checked all the same), KERNEL_WORK (where to build; a temporary directory, removed at the end, by default),
-# KERNEL_FRAGMENTS (another directory of fragments, for experiments: the provenance then says so by its digest).
+# KERNEL_FRAGMENTS (another directory of fragments, for experiments: the provenance then says so by its digest),
+# KERNEL_CONFIG_ONLY (stop once the configuration is found to be as asked).
 set -eu
 umask 022
 export LC_ALL=C TZ=UTC
@@ -81,9 +82,9 @@ inputs=$({ sed 's/[[:space:]]*#.*//; /^$/d' "$here/VERSION"; cat "$want"; } | sh
 export ARCH=x86_64 KBUILD_BUILD_USER=cradle KBUILD_BUILD_HOST=cradle KBUILD_BUILD_VERSION=1
 export SOURCE_DATE_EPOCH=0 KBUILD_BUILD_TIMESTAMP='Thu Jan  1 00:00:00 UTC 1970'
 unset MAKEFLAGS MAKELEVEL KBUILD_OUTPUT CFLAGS LDFLAGS 2>/dev/null || :
-kmake() { make -C "$src" -s "KCFLAGS=-ffile-prefix-map=$src=." "KAFLAGS=-ffile-prefix-map=$src=." "$@"; }
+kmake() { make -C "$src" -s "KCFLAGS=-ffile-prefix-map=$src=. $(pin cflags)" "KAFLAGS=-ffile-prefix-map=$src=." "$@"; }
 
-KCONFIG_ALLCONFIG=$want kmake ${KERNEL_BASE:-allnoconfig} >&2
+KCONFIG_ALLCONFIG=$want kmake allnoconfig >&2
 wrong=0
 while IFS= read -r line; do
 	name=${line%%=*}

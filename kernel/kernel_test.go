@@ -245,3 +245,31 @@ func TestInputsDigest(t *testing.T) {
 		t.Errorf("(-want +got):\n%s", d)
 	}
 }
+
+// TestCheckScripts: what the check scripts of docker (contrib/check-config.sh) and k3s (k3s check-config) call
+// required, and what they call optional and this kernel promises, is built in.
+func TestCheckScripts(t *testing.T) {
+	config, err := os.ReadFile(ConfigFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, group := range []struct{ name, options string }{
+		{"docker, necessary", `NAMESPACES NET_NS PID_NS IPC_NS UTS_NS CGROUPS CGROUP_SCHED KEYS VETH BRIDGE BRIDGE_NETFILTER
+			IP_NF_FILTER IP_NF_MANGLE IP_NF_TARGET_MASQUERADE IP6_NF_FILTER IP6_NF_MANGLE IP6_NF_TARGET_MASQUERADE
+			NETFILTER_XT_MATCH_ADDRTYPE NETFILTER_XT_MATCH_CONNTRACK NETFILTER_XT_MATCH_IPVS NETFILTER_XT_MARK
+			IP_NF_RAW IP_NF_NAT NF_NAT IP6_NF_RAW IP6_NF_NAT POSIX_MQUEUE CGROUP_BPF`},
+		{"k3s, necessary", `CGROUP_PIDS CGROUP_CPUACCT CGROUP_DEVICE CGROUP_FREEZER CPUSETS MEMCG SECCOMP IP_NF_TARGET_REJECT
+			NETFILTER_XT_MATCH_COMMENT NETFILTER_XT_MATCH_MULTIPORT NETFILTER_XT_MATCH_STATISTIC`},
+		{"optional", `USER_NS SECCOMP_FILTER CGROUP_HUGETLB BLK_CGROUP BLK_DEV_THROTTLING CGROUP_PERF CFS_BANDWIDTH
+			FAIR_GROUP_SCHED IP_NF_TARGET_REDIRECT IP_SET IP_VS IP_VS_NFCT IP_VS_PROTO_TCP IP_VS_PROTO_UDP IP_VS_RR
+			EXT4_USE_FOR_EXT2 EXT4_FS EXT4_FS_POSIX_ACL EXT4_FS_SECURITY OVERLAY_FS`},
+		{"network drivers", `VXLAN BRIDGE_VLAN_FILTERING CRYPTO CRYPTO_AEAD CRYPTO_GCM CRYPTO_SEQIV CRYPTO_GHASH XFRM XFRM_USER
+			XFRM_ALGO INET_ESP NETFILTER_XT_MATCH_BPF IPVLAN MACVLAN DUMMY`},
+	} {
+		for _, o := range strings.Fields(group.options) {
+			if !strings.Contains("\n"+string(config), "\nCONFIG_"+o+"=y\n") {
+				t.Errorf("%s: CONFIG_%s is not built in", group.name, o)
+			}
+		}
+	}
+}
