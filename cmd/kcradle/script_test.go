@@ -151,12 +151,16 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, params(t, "testdata/script"))
 }
 
-func TestMachine(t *testing.T) {
+// machine is what a test needs to boot something.
+type machine struct{ kcradle, packages, image string }
+
+func machineNeeds(t *testing.T) machine {
+	t.Helper()
 	need.Root(t)
 	need.Command(t, "qemu-system-x86_64", "hack/deps test")
 	need.Command(t, "debootstrap", "hack/deps test")
-	pkg := need.File(t, "../../build/pkg-default/manifest.json", "make build")
-	abs, err := filepath.Abs(filepath.Dir(filepath.Dir(pkg)))
+	manifest := need.File(t, "../../build/pkg-default/manifest.json", "make build")
+	abs, err := filepath.Abs(filepath.Dir(filepath.Dir(manifest)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,5 +172,14 @@ func TestMachine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	testscript.Run(t, params(t, "testdata/machine", "KCRADLE_PACKAGES="+abs, "IMAGE=docker-archive:"+busybox.Archive))
+	bin, err := program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return machine{filepath.Join(bin, "kcradle"), abs, "docker-archive:" + busybox.Archive}
+}
+
+func TestMachine(t *testing.T) {
+	m := machineNeeds(t)
+	testscript.Run(t, params(t, "testdata/machine", "KCRADLE_PACKAGES="+m.packages, "IMAGE="+m.image))
 }
