@@ -170,8 +170,15 @@ mkdir /sys/fs/cgroup/sub && echo cgroup; cat /sys/fs/cgroup/pids.max /sys/fs/cgr
 	root.Resources.CPU = &specs.LinuxCPU{Quota: &quota, Period: &period}
 	plain := spec.Container{Name: "plain", Image: image, Cmd: []string{"sh", "-c", `
 mknod /dev/disk b 254 0 && head -c1 /dev/disk; mkdir /sys/fs/cgroup/sub; mount -t tmpfs none /tmp; cat /dev/null && echo null`}}
+	// A health check is a further process in a container.
+	checked := spec.Container{Name: "checked", Image: image, NonCritical: true, Cmd: []string{"sleep", "1000"}, Healthcheck: &spec.Healthcheck{
+		Test: []string{"CMD-SHELL", "grep -q ^0::/$ /proc/self/cgroup && test $(hostname) = pod"}, Interval: 100 * time.Millisecond, Retries: 1,
+	}}
+	plain.After = []spec.Dependency{{Container: "checked", Condition: spec.ConditionHealthy}}
+	zero := 0
+	checked.StopTimeout = &zero
 	conn := vm.Dial(spec.PortControl)
-	h := guesttest.Launch(t, conn, &spec.Pod{Containers: []spec.Container{oom, reaper, root, plain}}, &d.place)
+	h := guesttest.Launch(t, conn, &spec.Pod{Containers: []spec.Container{oom, reaper, root, checked, plain}}, &d.place)
 	for i, want := range []struct {
 		name, out string
 		code      int
@@ -179,8 +186,12 @@ mknod /dev/disk b 254 0 && head -c1 /dev/disk; mkdir /sys/fs/cgroup/sub; mount -
 		{"oom", "eating\n", 0},
 		{"init", "/sbin/docker-init\n", 4},
 		{"root", "/dev/dm-0\n/dev/vda\nCapEff:\t000001ffffffffff\nmounted\ncgroup\n50\n50000 100000\n0\n", 0},
+		{"checked", "", -1},
 		{"plain", "null\n", 0},
 	} {
+		if want.code < 0 {
+			continue
+		}
 		s := h.Status(want.name, spec.StatusExited)
 		got := h.Output(i, 1)
 		if want.name == "oom" {
@@ -193,7 +204,7 @@ mknod /dev/disk b 254 0 && head -c1 /dev/disk; mkdir /sys/fs/cgroup/sub; mount -
 			t.Errorf("%s: got exit code %d, %q, want %d, %q; stderr %q", want.name, s.ExitCode, got, want.code, want.out, h.Output(i, 2))
 		}
 	}
-	if got := h.Output(3, 2); !strings.Contains(got, "Operation not permitted") {
+	if got := h.Output(4, 2); !strings.Contains(got, "Operation not permitted") {
 		t.Errorf("what a plain container may not do: %q", got)
 	}
 	if done := h.Done(); !done.Clean {

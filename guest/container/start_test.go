@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -294,4 +295,46 @@ func TestNothingLeaks(t *testing.T) {
 	if f2, t2 := count(); f2 > fds || t2 > threads+4 {
 		t.Errorf("descriptors: %d, then %d; threads: %d, then %d", fds, f2, threads, t2)
 	}
+}
+
+// TestJoinNested joins a container that distributes its resources among cgroups of its own, as systemd and dockerd do.
+func TestJoinNested(t *testing.T) {
+	f := newFixture(t)
+	c := f.config("cat")
+	c.Process.Stdin = true
+	first, err := Start(f.reaper, c, f.cgroup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sub := filepath.Join(f.cgroup.Dir(), "sub")
+	if err := os.Mkdir(sub, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(sub, "cgroup.procs"), []byte(strconv.Itoa(first.Pid())), 0); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(filepath.Join(f.cgroup.Dir(), "cgroup.controllers"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range strings.Fields(string(b)) {
+		if err := os.WriteFile(filepath.Join(f.cgroup.Dir(), "cgroup.subtree_control"), []byte("+"+name), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := c.Process
+	p.Args, p.Stdin, p.Stdout = []string{"sh", "-c", "grep ^0:: /proc/self/cgroup"}, false, true
+	second, err := Join(f.reaper, first, &p, f.cgroup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "0::/sub\n"
+	if len(b) <= 1 {
+		want = "0::/\n" // no controller, no distribution
+	}
+	if out, _, code := finish(t, second); out != want || code != 0 {
+		t.Errorf("got %q, exit code %d, want %q", out, code, want)
+	}
+	first.Stdin.Close()
+	finish(t, first)
 }

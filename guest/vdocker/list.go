@@ -34,7 +34,7 @@ func look(c *pod.Container) view {
 // newestFirst returns the containers in docker's order.
 func newestFirst(p *pod.Pod) []view {
 	var out []view
-	for _, c := range p.Containers() {
+	for _, c := range slices.Backward(p.Containers()) { // made at one time, the later one counts as newer
 		out = append(out, look(c))
 	}
 	slices.SortStableFunc(out, func(a, b view) int { return cmp.Compare(b.spec.Created.UnixNano(), a.spec.Created.UnixNano()) })
