@@ -88,7 +88,9 @@ func (d *download) Read(p []byte) (int, error) {
 		return 0, d.err
 	}
 	n, err := d.read(p)
-	d.hash.Write(p[:n])
+	if d.want != "" {
+		d.hash.Write(p[:n])
+	}
 	d.off += int64(n)
 	if d.off-d.told >= 256<<10 || d.off == d.size && d.told != d.off {
 		d.told = d.off

@@ -372,7 +372,10 @@ func (p *pull) make(ctx context.Context, n int, event Event) error {
 			},
 		}
 		if !f.unhashed {
-			d.want = desc.Digest
+			// The digest of an uncompressed layer is its diffID: hashed once is enough where nothing is resumed.
+			if f.remote || desc.Digest != id {
+				d.want = desc.Digest
+			}
 			if f.remote || p.opts.KeepBlobs {
 				d.part = s.path(dirIngest, id.Encoded()+"."+desc.Digest.Encoded()[:16]+".part")
 			}
