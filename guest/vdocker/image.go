@@ -69,9 +69,14 @@ func (i *podImage) names() (tags, digests []string) {
 	return tags, slices.Compact(digests)
 }
 
+// shownRef is a reference as docker ps shows it: without the names of sources that docker itself has.
+func shownRef(ref string) string {
+	return strings.TrimPrefix(strings.TrimPrefix(ref, "docker://"), "docker-daemon:")
+}
+
 // splitRef cuts NAME[:TAG][@DIGEST]; without both the tag is "latest".
 func splitRef(ref string) (name, tag string, ok bool) {
-	ref = strings.TrimPrefix(strings.TrimPrefix(ref, "docker://"), "docker-daemon:")
+	ref = shownRef(ref)
 	for _, transport := range []string{"docker-archive:", "oci:", "oci-archive:", "containerd:"} {
 		if strings.HasPrefix(ref, transport) {
 			return "", "", false
@@ -92,7 +97,7 @@ func imageIs(i spec.Image, ref string) bool {
 	if ref == "" {
 		return false
 	}
-	if ref == i.Ref || ref == i.ConfigID || strings.HasPrefix(strings.TrimPrefix(i.ConfigID, "sha256:"), strings.TrimPrefix(ref, "sha256:")) {
+	if ref == i.Ref || ref == shownRef(i.Ref) || ref == i.ConfigID || strings.HasPrefix(strings.TrimPrefix(i.ConfigID, "sha256:"), strings.TrimPrefix(ref, "sha256:")) {
 		return true
 	}
 	name, tag, ok := splitRef(i.Ref)

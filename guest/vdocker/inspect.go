@@ -127,7 +127,7 @@ func containerConfig(p *pod.Pod, c spec.Container) config {
 		AttachStdin: c.OpenStdin && c.StdinOnce, AttachStdout: true, AttachStderr: true,
 		Tty: c.TTY, OpenStdin: c.OpenStdin, StdinOnce: c.StdinOnce,
 		Env: append([]string{}, c.Env...), Cmd: c.Cmd, Entrypoint: c.Entrypoint,
-		Image: c.Image.Ref, WorkingDir: c.WorkingDir, Labels: labels(c),
+		Image: shownRef(c.Image.Ref), WorkingDir: c.WorkingDir, Labels: labels(c),
 		StopSignal: c.StopSignal, StopTimeout: c.StopTimeout,
 	}}
 	if ports := exposed(p, c); len(ports) > 0 {

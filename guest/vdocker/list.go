@@ -106,7 +106,7 @@ type portSummary struct {
 func summarize(p *pod.Pod, v view, version dockerapi.Version, now time.Time) summary {
 	s := summary{Ports: portSummaries(p, v)}
 	s.Summary = container.Summary{
-		ID: v.id, Names: []string{"/" + v.name}, Image: v.spec.Image.Ref, ImageID: v.spec.Image.ConfigID,
+		ID: v.id, Names: []string{"/" + v.name}, Image: shownRef(v.spec.Image.Ref), ImageID: v.spec.Image.ConfigID,
 		Command: v.command(), Created: v.spec.Created.Unix(), Labels: labels(v.spec),
 		State: container.ContainerState(v.state.Status), Status: v.status(now), Mounts: mountPoints(p, v),
 	}

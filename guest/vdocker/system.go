@@ -228,8 +228,8 @@ func newMessage(p *pod.Pod, e pod.Event) message {
 		for k, v := range c.Spec().Labels {
 			m.Actor.Attributes[k] = v
 		}
-		m.Actor.Attributes["image"], m.Actor.Attributes["name"] = c.Spec().Image.Ref, c.Name()
-		m.From = c.Spec().Image.Ref
+		m.From = shownRef(c.Spec().Image.Ref)
+		m.Actor.Attributes["image"], m.Actor.Attributes["name"] = m.From, c.Name()
 	}
 	for k, v := range e.Attributes {
 		m.Actor.Attributes[k] = v

@@ -50,6 +50,7 @@ func TestImageNames(t *testing.T) {
 		{img("docker.io/library/nginx:1.27"), "nginx:1.27", true},
 		{img("nginx:1.27"), "nginx", false},
 		{img("docker://host:5000/a/b"), "host:5000/a/b:latest", true},
+		{img("docker-daemon:tour:latest"), "tour", true},
 		{img("nginx"), "nginx@" + digest, true},
 		{img("nginx"), "nginx@" + id, false},
 		{img("nginx"), id, true},

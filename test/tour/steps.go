@@ -59,7 +59,7 @@ func (r *tour) lists() {
 	}
 	r.both("ps -n 2", docker("ps", "-n", "2", "--format", "{{.Names}}"))
 	r.both("ps -l", docker("ps", "-l", "--format", "{{.Names}}"))
-	r.both("inspect", docker("inspect", "-f", "{{.Path}} {{json .Args}} {{json .Config.Env}} {{json .Config.Labels}} {{.Config.Image}} {{.State.Status}} {{.State.Running}} {{.HostConfig.NetworkMode}} {{json .Mounts}} {{.Config.Hostname}} {{.Config.Tty}} {{.Config.OpenStdin}} {{json .Config.StopTimeout}}", "main", "shell", "cat"))
+	r.both("inspect", docker("inspect", "-f", "{{.Path}} {{json .Args}} {{len .Config.Env}} {{json .Config.Labels}} {{.Config.Image}} {{.State.Status}} {{.State.Running}} {{.HostConfig.NetworkMode}} {{json .Mounts}} {{.Config.Hostname}} {{.Config.Tty}} {{.Config.OpenStdin}} {{json .Config.StopTimeout}}", "main", "shell", "cat"))
 	r.both("inspect of user", docker("inspect", "-f", "{{.Config.User}} {{.Config.WorkingDir}} {{.HostConfig.ReadonlyRootfs}}", "idle", "readonly"))
 	r.both("port", docker("port", "main"))
 	r.both("top", docker("top", "readonly"))
@@ -92,7 +92,7 @@ func (r *tour) execs() {
 		{"main", "sh", "-c", "kill -9 $$"}, {"main", "sh", "-c", "kill -TERM $$"},
 		{"main", "/etc/passwd"},
 		{"-e", "A=b c", "-e", "COLOUR=red", "main", "sh", "-c", `echo "$A $COLOUR $HOME"`},
-		{"main", "env"}, {"-w", "/etc", "main", "pwd"}, {"-w", "/no/such/dir", "main", "pwd"}, {"idle", "pwd"},
+		{"main", "sh", "-c", "env | sort"}, {"-w", "/etc", "main", "pwd"}, {"-w", "/no/such/dir", "main", "pwd"}, {"idle", "pwd"},
 		{"-u", "user", "main", "id"}, {"-u", "1234:99", "main", "id"}, {"-u", "nobody-here", "main", "id"}, {"idle", "id"}, {"-u", "0", "idle", "id"},
 		{"main", "sh", "-c", "grep -E '^(CapEff|CapBnd|CapInh|NoNewPrivs):' /proc/self/status"},
 		{"main", "sh", "-c", "head -c 1000000 /dev/zero | tr '\\0' y"},
@@ -206,7 +206,7 @@ func clientFiles(dir string) error {
 // listing is what a directory looks like from inside a container.
 func listing(container, dir string) call {
 	return docker("exec", "-u", "0", container, "sh", "-c",
-		"cd "+dir+" && find . | sort | while read f; do stat -c '%n %F %a %u:%g %s %Y' \"$f\" | sed '/directory/s/ [0-9]* [0-9]*$//'; readlink \"$f\"; [ -f \"$f\" ] && md5sum < \"$f\"; done; true")
+		"cd "+dir+" && find . | sort | while read f; do stat -c '%n %F %a %u:%g %s %Y' \"$f\" | sed '/directory/s/ [0-9]* [0-9]*$//; / 1000000000$/!s/ [0-9]*$//'; readlink \"$f\"; [ -f \"$f\" ] && md5sum < \"$f\"; done; true")
 }
 
 func (r *tour) copies() {
