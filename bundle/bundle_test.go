@@ -120,6 +120,16 @@ func TestWriteAndOpen(t *testing.T) {
 			if out, err := exec.Command("e2fsck", "-fn", path).CombinedOutput(); err != nil {
 				t.Errorf("e2fsck %s: %v\n%s", path, err, out)
 			}
+			// What a crash of the machine is survived by, and what a kernel would write at the first mount otherwise.
+			out, err := exec.Command("dumpe2fs", path).Output()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, want := range []string{"has_journal", "extent", "metadata_csum", "ITABLE_ZEROED", "Inode size:	          256"} {
+				if !strings.Contains(string(out), want) {
+					t.Errorf("%s: dumpe2fs does not show %q", path, want)
+				}
+			}
 		}
 		// The seed of the interface: another machine package is a link away, and its absence is said in words.
 		cradle := filepath.Join(dir, cradleLink)
