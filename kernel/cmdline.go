@@ -21,6 +21,9 @@ type Emulation struct {
 	TSCKHz uint32 // the host's time stamp counter, as package tsc measures it; zero: not known
 }
 
+// hz is CONFIG_HZ of the kernel; a test holds it to that.
+const hz = 250
+
 // A token is one word of the command line with the reason it is there. To add one, add a row: what cannot be
 // explained in a sentence, or measured, does not belong here. "virtio_mmio.device=" tokens are not ours: QEMU appends
 // one for each device.
@@ -48,6 +51,7 @@ var tokens = []token[Params]{
 var emulated = []token[Emulation]{
 	{"tsc_early_khz=", "the guest reads the host's counter but cannot learn its pace: measured against an emulated timer on a busy host that fails, and leaves a clock of 4 ms steps that loses time", func(e Emulation) bool { return e.TSCKHz != 0 }},
 	{"tsc=reliable", "the watchdog would compare the counter with ticks that arrive late, and throw the good one away", func(e Emulation) bool { return e.TSCKHz != 0 }},
+	{"lpj=", "every processor after the first would count loops for a sixth of a second; this follows from the counter", func(e Emulation) bool { return e.TSCKHz != 0 && e.CPUs > 1 }},
 	{"nolapic_timer", "the local APIC's timer would be calibrated for a tenth of a second and more; with several processors it is needed all the same, or there are no timers below a tick", func(e Emulation) bool { return e.CPUs == 1 }},
 }
 
@@ -69,8 +73,11 @@ func CommandLine(p Params) (string, error) {
 func Emulated(e Emulation) string {
 	words := choose(emulated, e)
 	for i, w := range words {
-		if w == "tsc_early_khz=" {
+		switch w {
+		case "tsc_early_khz=":
 			words[i] += strconv.FormatUint(uint64(e.TSCKHz), 10)
+		case "lpj=":
+			words[i] += strconv.FormatUint(uint64(e.TSCKHz)*1000/hz, 10)
 		}
 	}
 	return strings.Join(words, " ")

@@ -51,7 +51,7 @@ func TestEmulated(t *testing.T) {
 		want string
 	}{
 		{"one processor", Emulation{CPUs: 1, TSCKHz: 2596120}, "tsc_early_khz=2596120 tsc=reliable nolapic_timer"},
-		{"several", Emulation{CPUs: 2, TSCKHz: 2596120}, "tsc_early_khz=2596120 tsc=reliable"},
+		{"several", Emulation{CPUs: 2, TSCKHz: 2596120}, "tsc_early_khz=2596120 tsc=reliable lpj=10384480"},
 		{"no constant counter", Emulation{CPUs: 1}, "nolapic_timer"},
 		{"neither", Emulation{CPUs: 4}, ""},
 	} {
@@ -123,6 +123,9 @@ func TestArtifact(t *testing.T) {
 	}
 	if got := fmt.Sprintf("%x", sha256.Sum256(config)); got != p.Config {
 		t.Errorf("%s has sha256 %s, the provenance says %s", ConfigFile, got, p.Config)
+	}
+	if want := fmt.Sprintf("\nCONFIG_HZ=%d\n", hz); !strings.Contains(string(config), want) {
+		t.Errorf("%s has no line %q, but the command line is computed with it", ConfigFile, strings.TrimSpace(want))
 	}
 	set := map[string]string{}
 	for line := range strings.Lines(string(config)) {
