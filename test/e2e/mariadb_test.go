@@ -12,9 +12,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/kcradle/kcradle/bundle"
 	"github.com/kcradle/kcradle/internal/need"
@@ -151,6 +152,7 @@ func (d database) killWhileWriting(first int) int {
 			}
 		}
 	}()
+	supervisor := d.p.supervisor()
 	const enough = 200
 	last, s := first-1, bufio.NewScanner(out)
 	for s.Scan() {
@@ -168,7 +170,7 @@ func (d database) killWhileWriting(first int) int {
 	if last < first+enough {
 		d.t.Fatalf("only rows %d to %d were acknowledged before the connection ended (%v)", first, last, ctx.Err())
 	}
-	d.p.waitEnded()
+	d.p.waitEnded(supervisor)
 	return last
 }
 
@@ -179,27 +181,38 @@ func (p *pod) killMachine() {
 	if pid <= 1 {
 		p.t.Fatalf("state: machine has pid %d", pid)
 	}
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 		p.t.Fatalf("kill QEMU: %v", err)
 	}
 }
 
-// waitEnded waits until the supervisor has given the bundle away.
-func (p *pod) waitEnded() {
+// supervisor is a descriptor of the pod's supervisor; with it waitEnded waits for its end.
+func (p *pod) supervisor() (pidfd int) {
 	p.t.Helper()
-	b, err := bundle.Open(p.dir)
+	fd, err := unix.PidfdOpen(p.state().Pid, 0)
 	if err != nil {
-		p.t.Fatal(err)
+		p.t.Fatalf("open the supervisor's pidfd: %v", err)
 	}
+	p.t.Cleanup(func() { unix.Close(fd) })
+	return fd
+}
+
+// waitEnded waits until the supervisor is gone.
+func (p *pod) waitEnded(pidfd int) {
+	p.t.Helper()
+	fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
 	deadline := time.Now().Add(startTimeout)
 	for {
-		if _, running := b.Running(); !running {
+		n, err := unix.Poll(fds, int(time.Until(deadline).Milliseconds()))
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			p.t.Fatalf("wait for the supervisor's end: %v", err)
+		case n == 0:
+			p.t.Fatalf("the supervisor still runs %v after its machine's end", startTimeout)
+		default:
 			return
 		}
-		if time.Now().After(deadline) {
-			p.t.Fatalf("the supervisor still runs %v after its machine's end", startTimeout)
-		}
-		time.Sleep(20 * time.Millisecond)
 	}
 }
 
