@@ -49,6 +49,7 @@ func newDaemon(host string) (*daemon, error) {
 			return (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "unix", addr)
 		}
 	case "tcp":
+		t.DialContext = (&net.Dialer{Timeout: 5 * time.Second}).DialContext
 		if os.Getenv("DOCKER_TLS_VERIFY") != "" {
 			return nil, fmt.Errorf("%w: %s wants TLS, which is not supported; save the image with docker save and use docker-archive:FILE", errNoDaemon, host)
 		}
@@ -70,10 +71,10 @@ func (d *daemon) get(ctx context.Context, path string) (*http.Response, error) {
 		if errors.Is(err, unix.EACCES) {
 			return nil, fmt.Errorf("%w at %s: no right to speak to it; join the group docker: %w", errNoDaemon, d.host, err)
 		}
-		if ctx.Err() == nil {
-			err = fmt.Errorf("%w at %s: %w", errNoDaemon, d.host, err)
+		if errors.Is(ctx.Err(), context.Canceled) {
+			return nil, err
 		}
-		return nil, err
+		return nil, fmt.Errorf("%w at %s: %w", errNoDaemon, d.host, err)
 	}
 	if resp.StatusCode == http.StatusOK {
 		return resp, nil

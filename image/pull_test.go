@@ -3,8 +3,10 @@ package image
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -369,6 +371,61 @@ func TestPullRefuses(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestPullWithLogin pulls from a registry that wants the login that docker has.
+func TestPullWithLogin(t *testing.T) {
+	r := newRegistry(t)
+	ref := r.push(t, "private", makeImage(t, makeLayer(t, makeTar(t, map[string][]byte{"a": nil}), "gzip")))
+	r.spoil = func(w http.ResponseWriter, req *http.Request) bool {
+		if user, password, _ := req.BasicAuth(); user == "me" && password == "secret" {
+			return false
+		}
+		w.Header().Set("WWW-Authenticate", `Basic realm="here"`)
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
+	}
+	dir := t.TempDir()
+	config := fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, r.host, base64.StdEncoding.EncodeToString([]byte("me:secret")))
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("DOCKER_CONFIG", dir)
+	if _, err := openStore(t).Pull(t.Context(), parse(t, ref), PullOptions{}); err != nil {
+		t.Error(err)
+	}
+	_, err := openStore(t).Pull(t.Context(), parse(t, ref), anonymous())
+	wantError(t, err, ErrUnauthorized, r.host)
+}
+
+// TestPullWithoutDaemon falls back to the registry when no docker daemon answers, or has no such image.
+func TestPullWithoutDaemon(t *testing.T) {
+	r := newRegistry(t)
+	ref := strings.TrimPrefix(r.push(t, "x", makeImage(t, makeLayer(t, makeTar(t, map[string][]byte{"a": nil}), "gzip"))), "docker+http://")
+	silent := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", silent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusNotFound)
+		fmt.Fprint(w, `{"message":"No such image"}`)
+	})}
+	done := make(chan error)
+	go func() { done <- srv.Serve(l) }()
+	defer func() { srv.Close(); <-done }()
+	for _, host := range []string{"unix:///nonexistent", "tcp://127.0.0.1:1", "ssh://somewhere", "unix://" + silent} {
+		o := anonymous()
+		o.DockerHost, o.PlainHTTP = host, []string{r.host}
+		if _, err := openStore(t).Pull(t.Context(), parse(t, ref), o); err != nil {
+			t.Errorf("%s: %v", host, err)
+		}
+		_, err := openStore(t).Pull(t.Context(), parse(t, "docker-daemon:"+ref), o)
+		if err == nil || !errors.Is(err, errNoDaemon) && !errors.Is(err, ErrNotFound) {
+			t.Errorf("%s: docker-daemon: got %v", host, err)
+		}
 	}
 }
 
