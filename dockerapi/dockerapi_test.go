@@ -16,6 +16,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/coder/websocket"
@@ -483,5 +484,74 @@ func TestGarbage(t *testing.T) {
 			t.Errorf("%.20q: got %.40q", in, b)
 		}
 		_ = c.Close()
+	}
+}
+
+// A connection without a descriptor tells by its deadlines.
+func TestAwaitGoneWithoutDescriptor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ours, theirs := net.Pipe()
+		gone := make(chan struct{})
+		go func() {
+			defer close(gone)
+			AwaitGone(t.Context(), ours)
+		}()
+		time.Sleep(time.Minute) // of the test's own clock
+		select {
+		case <-gone:
+			t.Error("taken for gone while it is there")
+		default:
+		}
+		_ = theirs.Close()
+		<-gone
+	})
+}
+
+func TestLimit(t *testing.T) {
+	dir := t.TempDir()
+	l, err := net.Listen("unix", filepath.Join(dir, "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	limited := Limit(l, 1)
+	accepted := make(chan net.Conn)
+	ended := make(chan error, 1)
+	go func() {
+		for {
+			c, err := limited.Accept()
+			if err != nil {
+				ended <- err
+				return
+			}
+			accepted <- c
+		}
+	}()
+	var clients [2]net.Conn
+	for i := range clients {
+		if clients[i], err = net.Dial("unix", l.Addr().String()); err != nil {
+			t.Fatal(err)
+		}
+		defer clients[i].Close()
+	}
+	first := <-accepted
+	if _, ok := first.(CloseWriter); !ok {
+		t.Error("a limited connection cannot close one direction")
+	}
+	if err := first.(CloseWriter).CloseWrite(); err != nil {
+		t.Error(err)
+	}
+	select {
+	case <-accepted:
+		t.Error("a second connection was accepted beside the first")
+	case <-time.After(20 * time.Millisecond): // long enough for an accept that does not wait
+	}
+	_, _ = first.Close(), first.Close()
+	second := <-accepted
+	defer second.Close()
+	if err := limited.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-ended; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Accept after Close: %v", err)
 	}
 }

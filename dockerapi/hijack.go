@@ -102,7 +102,19 @@ func WebSocket(ctx context.Context, w http.ResponseWriter, r *Request) (*Stream,
 		return nil, fmt.Errorf("accept websocket: %w", err)
 	}
 	conn := websocket.NetConn(ctx, c, websocket.MessageBinary)
-	return &Stream{conn: conn, r: conn}, nil
+	return &Stream{conn: conn, r: wholeClose{conn}}, nil
+}
+
+// wholeClose reads a connection that cannot be closed in one direction alone: its end is no end of input but the
+// client's going.
+type wholeClose struct{ r io.Reader }
+
+func (w wholeClose) Read(p []byte) (int, error) {
+	n, err := w.r.Read(p)
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
 }
 
 // Read reads what the client sends; io.EOF is the client's half-close.
@@ -141,42 +153,43 @@ func (s *Stream) Finish(reading <-chan struct{}) {
 // Close drops the connection at once. It may be called twice, and after Finish.
 func (s *Stream) Close() error { return s.conn.Close() }
 
+// AwaitGone is [AwaitGone] of the stream's connection.
+func (s *Stream) AwaitGone(ctx context.Context) { AwaitGone(ctx, s.conn) }
+
 // goneInterval is how often a half-closed connection is asked whether its client is still there.
 const goneInterval = 2 * time.Second
 
-// AwaitGone returns when the client has gone altogether, or when ctx is done. It is for a client that has closed its own
-// direction, where a read cannot tell the two apart. Connections without a file descriptor never say so.
-func (s *Stream) AwaitGone(ctx context.Context) {
-	c, ok := s.conn.(syscall.Conn)
-	if !ok {
-		<-ctx.Done()
-		return
-	}
-	raw, err := c.SyscallConn()
-	if errors.Is(err, errors.ErrUnsupported) {
-		<-ctx.Done()
-		return
-	}
-	if err != nil {
-		return
-	}
+// AwaitGone returns when the other side of a connection has gone altogether, or when ctx is done. It is for a side that
+// has closed its own direction, where a read cannot tell the two apart. A connection without a file descriptor must
+// answer SetWriteDeadline with an error once it is reset; the write deadline is taken away.
+func AwaitGone(ctx context.Context, conn net.Conn) {
 	tick := time.NewTicker(goneInterval)
 	defer tick.Stop()
-	for {
-		gone := false
-		err := raw.Control(func(fd uintptr) {
-			p := []unix.PollFd{{Fd: int32(fd)}}
-			if n, err := unix.Poll(p, 0); err == nil && n > 0 {
-				gone = p[0].Revents&(unix.POLLHUP|unix.POLLERR|unix.POLLNVAL) != 0
-			}
-		})
-		if gone || err != nil {
-			return
-		}
+	for !isGone(conn) {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
 	}
+}
+
+func isGone(conn net.Conn) bool {
+	if c, ok := conn.(syscall.Conn); ok {
+		raw, err := c.SyscallConn()
+		if err == nil {
+			gone := false
+			err = raw.Control(func(fd uintptr) {
+				p := []unix.PollFd{{Fd: int32(fd)}}
+				if n, err := unix.Poll(p, 0); err == nil && n > 0 {
+					gone = p[0].Revents&(unix.POLLHUP|unix.POLLERR|unix.POLLNVAL) != 0
+				}
+			})
+			return gone || err != nil
+		}
+		if !errors.Is(err, errors.ErrUnsupported) {
+			return true
+		}
+	}
+	return conn.SetWriteDeadline(time.Time{}) != nil
 }

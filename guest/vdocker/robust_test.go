@@ -217,12 +217,17 @@ func TestGoneClients(t *testing.T) {
 	}
 	t.Run("websocket", func(t *testing.T) {
 		before := loadOf(t, h)
-		for range 20 {
-			c, _, err := websocket.Dial(t.Context(), "ws://docker/containers/loud/attach/ws?stream=1&stdout=1", &websocket.DialOptions{HTTPClient: h.HTTP()})
+		for i := range 20 {
+			name := []string{"loud", "silent", "tty"}[i%3]
+			c, _, err := websocket.Dial(t.Context(), "ws://docker/containers/"+name+"/attach/ws?stream=1&stdout=1&stdin=1", &websocket.DialOptions{HTTPClient: h.HTTP()})
 			if err != nil {
 				t.Fatal(err)
 			}
-			_ = c.CloseNow()
+			if i%2 == 0 {
+				_ = c.Close(websocket.StatusNormalClosure, "")
+			} else {
+				_ = c.CloseNow()
+			}
 		}
 		unloaded(t, h, before)
 	})
