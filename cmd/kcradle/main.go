@@ -106,7 +106,13 @@ func newRoot(a *app) *cobra.Command {
 		Long: `kcradle starts any docker container in its own small virtual machine.
 
 summon turns an image into a bundle, a directory that holds everything the container needs; run starts it. While it
-runs, the docker client works on it too: see kcradle env.`,
+runs, the docker client works on it too: see kcradle env.
+
+Environment:
+  KCRADLE_ROOT        the state directory, as --root
+  KCRADLE_PACKAGES    where the machine packages are (default: beside the program, ../lib/kcradle, /usr/lib/kcradle)
+  DOCKER_HOST, DOCKER_CONFIG, CONTAINERD_ADDRESS, CONTAINERD_NAMESPACE    where images come from, as docker and ctr have it
+  KCRADLE_PLAIN_HTTP  registries that may be spoken to without TLS`,
 		Example: `  kcradle summon /tmp/vm mariadb -e MARIADB_ROOT_PASSWORD=secret -p 3306:3306
   kcradle run /tmp/vm
   eval $(kcradle env /tmp/vm) && docker ps`,

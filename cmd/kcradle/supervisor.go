@@ -130,7 +130,6 @@ func (s *supervisor) run(ctx context.Context) (code int, err error) {
 func tuneRuntime() {
 	runtime.GOMAXPROCS(min(runtime.NumCPU(), 4))
 	debug.SetGCPercent(50)
-	debug.SetMemoryLimit(64 << 20)
 }
 
 func (s *supervisor) supervise(ctx context.Context, state *bundle.State, signals <-chan os.Signal) (end bundle.End, err error) {
