@@ -362,6 +362,7 @@ func (g *guest) start(ctx context.Context) error {
 	})
 	select {
 	case <-started:
+	case <-g.pod.Done():
 	case <-g.host.stopped:
 	}
 	return nil
@@ -383,8 +384,8 @@ func (g *guest) stop(ctx context.Context) error {
 	if g.host.stopStarting != nil {
 		g.host.stopStarting()
 	}
+	g.host.hurry(flushTimeout)
 	g.pod.Stop(ctx, g.host.stopTimeout())
-	g.host.deadline(flushTimeout)
 	err := g.pod.Close()
 	if g.stopAPI != nil {
 		g.stopAPI()
@@ -393,7 +394,7 @@ func (g *guest) stop(ctx context.Context) error {
 	return err
 }
 
-// flushTimeout is how long the host may take to accept the rest of the output.
+// flushTimeout is how long the host may take to accept a frame once the pod is being stopped.
 const flushTimeout = 60 * time.Second
 
 func (g *guest) unmount(context.Context) error {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/kcradle/kcradle/spec"
@@ -24,6 +25,7 @@ type host struct {
 	stopStarting func()
 	stopped      chan struct{} // closed when the pod is to end
 	once         sync.Once
+	limit        atomic.Int64 // nanoseconds for a write; 0: none
 
 	mu   sync.Mutex // guards what follows and the order of frames
 	buf  []byte
@@ -41,6 +43,9 @@ func (h *host) write(kind byte, fill func([]byte) []byte) error {
 	b := fill(append(h.buf[:0], kind, 0, 0, 0, 0))
 	binary.BigEndian.PutUint32(b[1:], uint32(len(b)-5))
 	h.buf = b
+	if limit := h.limit.Load(); limit != 0 {
+		h.conn.SetWriteDeadline(time.Now().Add(time.Duration(limit)))
+	}
 	_, err := h.conn.Write(b)
 	return err
 }
@@ -59,8 +64,11 @@ func (h *host) send(kind byte, v any) error {
 	return h.write(kind, func(b []byte) []byte { return append(b, payload...) })
 }
 
-// deadline bounds how long writes may take from now on.
-func (h *host) deadline(d time.Duration) { h.conn.SetWriteDeadline(time.Now().Add(d)) }
+// hurry bounds how long the host may take to accept a frame, from now on.
+func (h *host) hurry(limit time.Duration) {
+	h.limit.Store(int64(limit))
+	h.conn.SetWriteDeadline(time.Now().Add(limit)) // of a write that waits now
+}
 
 func (h *host) stopTimeout() *int {
 	h.mu.Lock()

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -178,12 +177,57 @@ type Volume struct {
 	Size int64  `json:"size,omitempty"` // bytes; zero: the host's default
 }
 
-var (
-	nameRule   = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
-	labelRule  = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
-	idRule     = regexp.MustCompile(`^[0-9a-f]{64}$`)
-	digestRule = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
-)
+// The rules of names. They are written out, not regular expressions: the guest checks a pod on the way to its first
+// process, and compiling expressions with bounds cost more than the rest of the parsing.
+
+// isName: [a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}
+func isName(s string) bool {
+	if len(s) < 1 || len(s) > 128 {
+		return false
+	}
+	for i := range len(s) {
+		c := s[i]
+		if !isAlnum(c) && (c < 'A' || c > 'Z') && (i == 0 || c != '_' && c != '.' && c != '-') {
+			return false
+		}
+	}
+	return true
+}
+
+// isLabel: [a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?
+func isLabel(s string) bool {
+	if len(s) < 1 || len(s) > 63 || s[0] == '-' || s[len(s)-1] == '-' {
+		return false
+	}
+	for i := range len(s) {
+		if !isAlnum(s[i]) && s[i] != '-' {
+			return false
+		}
+	}
+	return true
+}
+
+// isID: [0-9a-f]{64}
+func isID(s string) bool {
+	if len(s) != 64 {
+		return false
+	}
+	for i := range len(s) {
+		if c := s[i]; (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return true
+}
+
+// isDigest: sha256:[0-9a-f]{64}
+func isDigest(s string) bool {
+	hex, ok := strings.CutPrefix(s, "sha256:")
+	return ok && isID(hex)
+}
+
+// isAlnum: [a-z0-9]
+func isAlnum(c byte) bool { return c >= 'a' && c <= 'z' || c >= '0' && c <= '9' }
 
 // ErrNewer is returned (wrapped) for a document of a version this code does not know.
 var ErrNewer = errors.New("written by a newer kcradle; upgrade kcradle to use it")
@@ -284,7 +328,7 @@ func (p *Pod) Validate() error {
 	switch {
 	case p.Version < 1 || p.Version > PodVersion:
 		return fmt.Errorf("version: want 1 to %d, got %d", PodVersion, p.Version)
-	case !labelRule.MatchString(p.Name):
+	case !isLabel(p.Name):
 		return fmt.Errorf("name: %q is not a DNS label (a-z, 0-9, -; at most 63)", p.Name)
 	case len(p.Hostname) > 253:
 		return errors.New("hostname: longer than 253 bytes")
@@ -301,7 +345,7 @@ func (p *Pod) Validate() error {
 	}
 	volumes := map[string]bool{}
 	for i, v := range p.Volumes {
-		if !nameRule.MatchString(v.Name) {
+		if !isName(v.Name) {
 			return fmt.Errorf("volumes[%d].name: %q is not a volume name", i, v.Name)
 		}
 		if volumes[v.Name] {
@@ -343,17 +387,17 @@ func (p *Pod) Validate() error {
 
 func (c *Container) validate(volumes, earlier map[string]bool) error {
 	switch {
-	case !idRule.MatchString(c.ID):
+	case !isID(c.ID):
 		return fmt.Errorf(".id: %q is not 64 lower-case hex digits", c.ID)
-	case !nameRule.MatchString(c.Name):
+	case !isName(c.Name):
 		return fmt.Errorf(".name: %q is not a container name ([a-zA-Z0-9][a-zA-Z0-9_.-]*)", c.Name)
 	case len(c.Args()) == 0:
 		return errors.New(".cmd: no command specified")
 	case len(c.Image.Layers) > MaxLayers:
 		return fmt.Errorf(".image.layers: %d are more than the limit of %d", len(c.Image.Layers), MaxLayers)
-	case !digestRule.MatchString(c.Image.ConfigID):
+	case !isDigest(c.Image.ConfigID):
 		return fmt.Errorf(".image.config: %q is not a sha256 digest", c.Image.ConfigID)
-	case c.Image.Digest != "" && !digestRule.MatchString(c.Image.Digest):
+	case c.Image.Digest != "" && !isDigest(c.Image.Digest):
 		return fmt.Errorf(".image.digest: %q is not a sha256 digest", c.Image.Digest)
 	case c.WorkingDir != "" && !strings.HasPrefix(c.WorkingDir, "/"):
 		return fmt.Errorf(".working_dir: %q is not an absolute path", c.WorkingDir)
@@ -361,7 +405,7 @@ func (c *Container) validate(volumes, earlier map[string]bool) error {
 		return errors.New(".shm_size: negative")
 	}
 	for i, l := range c.Image.Layers {
-		if !digestRule.MatchString(l) {
+		if !isDigest(l) {
 			return fmt.Errorf(".image.layers[%d]: %q is not a sha256 digest", i, l)
 		}
 	}

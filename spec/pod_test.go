@@ -3,6 +3,7 @@ package spec
 import (
 	"bytes"
 	"errors"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -180,4 +181,30 @@ func FuzzParsePod(f *testing.F) {
 			t.Errorf("encoding is not canonical:\n%s\n%s", once, twice)
 		}
 	})
+}
+
+// TestNameRules holds the written-out rules against what they are written for.
+func TestNameRules(t *testing.T) {
+	rules := []struct {
+		name string
+		rule func(string) bool
+		want *regexp.Regexp
+	}{
+		{"name", isName, regexp.MustCompile(`\A[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}\z`)},
+		{"label", isLabel, regexp.MustCompile(`\A[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\z`)},
+		{"id", isID, regexp.MustCompile(`\A[0-9a-f]{64}\z`)},
+		{"digest", isDigest, regexp.MustCompile(`\Asha256:[0-9a-f]{64}\z`)},
+	}
+	in := []string{"", "a", "-", "a-", "-a", "a-b", "web_1", "Web", "é", "a\n", "sha256:" + hex64, "sha256:", hex64, hex64[1:], hex64 + "0",
+		strings.ToUpper(hex64), strings.Repeat("a", 63), strings.Repeat("a", 64), strings.Repeat("b", 128), strings.Repeat("b", 129)}
+	for c := range 256 {
+		in = append(in, string([]byte{byte(c)}), "a"+string([]byte{byte(c)})+"b", hex64[1:]+string([]byte{byte(c)}))
+	}
+	for _, r := range rules {
+		for _, s := range in {
+			if got, want := r.rule(s), r.want.MatchString(s); got != want {
+				t.Errorf("%s of %q: got %v, want %v", r.name, s, got, want)
+			}
+		}
+	}
 }

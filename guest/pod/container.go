@@ -229,7 +229,9 @@ func (c *Container) launch(restarts int) error {
 	if err != nil {
 		return err
 	}
-	if !c.doc.Privileged {
+	// Alone in its machine, a container reaches no files but its own on the machine's disks, and the kernel's look at a
+	// device program is a noticeable part of a start.
+	if !c.doc.Privileged && len(c.pod.containers) > 1 {
 		if err := cgroup.LimitDevices(c.doc.Devices); err != nil {
 			return errors.Join(err, cgroup.Remove(context.Background()))
 		}
@@ -270,9 +272,9 @@ func (c *Container) launch(restarts int) error {
 		streams.Go(func() { c.collect(1, proc.Stdout, r) })
 		streams.Go(func() { c.collect(2, proc.Stderr, r) })
 	}
-	c.pod.work.Go(func() { c.watch(r, &streams) })
+	c.pod.spawn(func() { c.watch(r, &streams) })
 	if hasHealthcheck(c.doc.Healthcheck) {
-		c.pod.work.Go(func() { c.watchHealth(r) })
+		c.pod.spawn(func() { c.watchHealth(r) })
 	}
 	c.pod.Emit(Event{Action: "start", Container: c.ID()})
 	return nil
@@ -650,7 +652,9 @@ func (c *Container) Wait(cond string) (<-chan WaitResult, func(), error) {
 	exits := c.exits
 	changed := c.changed
 	c.mu.Unlock()
-	c.pod.work.Go(func() {
+	leave := c.pod.enter()
+	if !c.pod.spawn(func() {
+		defer leave()
 		for {
 			c.mu.Lock()
 			met := c.exits > exits
@@ -679,7 +683,10 @@ func (c *Container) Wait(cond string) (<-chan WaitResult, func(), error) {
 				return
 			}
 		}
-	})
+	}) {
+		leave()
+		out <- WaitResult{Err: context.Canceled}
+	}
 	return out, cancel, nil
 }
 
@@ -803,7 +810,12 @@ func (c *Container) Logs(o LogOptions) (*LogReader, error) {
 			return r.end, true
 		}
 	}
-	return c.log.newReader(o, end)
+	reader, err := c.log.newReader(o, end)
+	if err != nil {
+		return nil, c.wrap(err)
+	}
+	reader.leave = c.pod.enter()
+	return reader, nil
 }
 
 // Root shows the container's files in a directory: its root with its volumes, without its temporary file systems. It

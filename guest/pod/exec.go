@@ -145,6 +145,7 @@ type ExecSession struct {
 	stdin   *input
 	streams []*stream
 	once    sync.Once
+	leave   func()
 }
 
 // Start starts the exec. It can be started once; ErrAlready otherwise. A failure to start is a *container.StartError, and
@@ -177,7 +178,7 @@ func (e *Exec) Start(ctx context.Context) (*ExecSession, error) {
 		e.ended(code)
 		return nil, se
 	}
-	s := &ExecSession{e: e, proc: proc}
+	s := &ExecSession{e: e, proc: proc, leave: e.c.pod.enter()}
 	e.mu.Lock()
 	e.proc = proc
 	e.state = ExecState{Running: true, Pid: proc.Pid()}
@@ -206,7 +207,7 @@ func (e *Exec) Start(ctx context.Context) (*ExecSession, error) {
 			s.Stderr = st
 		}
 	}
-	e.c.pod.work.Go(func() {
+	e.c.pod.spawn(func() {
 		<-proc.Done()
 		code := proc.Exit().Code()
 		e.ended(code)
@@ -262,6 +263,7 @@ func (s *ExecSession) Signal(sig syscall.Signal) error {
 // Close closes the streams. The process goes on, as docker's does when its client goes; its output is then thrown away.
 func (s *ExecSession) Close() {
 	s.once.Do(func() {
+		s.leave()
 		if s.stdin != nil {
 			s.stdin.close()
 		}
@@ -270,7 +272,7 @@ func (s *ExecSession) Close() {
 			return
 		}
 		// A process that writes into a closed pipe dies; one whose client is gone must not.
-		s.e.c.pod.work.Go(func() {
+		s.e.c.pod.spawn(func() {
 			var wg sync.WaitGroup
 			for _, st := range s.streams {
 				wg.Go(func() { io.Copy(io.Discard, st) })

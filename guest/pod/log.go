@@ -363,6 +363,7 @@ type LogReader struct {
 	cursor  cursor
 	options LogOptions
 	skip    int // bytes of the first record that belong to lines before the tail
+	leave   func()
 }
 
 // Next returns the next piece. It waits when Follow is set and the container runs; at the end it returns io.EOF.
@@ -388,8 +389,8 @@ func (r *LogReader) Next(ctx context.Context) (Chunk, error) {
 	}
 }
 
-// Close ends the reader. It may be called twice; there is nothing to release.
-func (r *LogReader) Close() {}
+// Close ends the reader. It must be called, and may be twice.
+func (r *LogReader) Close() { r.leave() }
 
 func (o *LogOptions) wants(r *record) bool {
 	return (r.stream == 1 && o.Stdout || r.stream == 2 && o.Stderr) && (o.Since.IsZero() || r.time >= o.Since.UnixNano())

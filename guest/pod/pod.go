@@ -45,7 +45,7 @@ type Pod struct {
 	containers []*Container
 	events     events
 	pumps      sync.WaitGroup
-	work       sync.WaitGroup // everything else that must have ended when Close returns
+	work       sync.WaitGroup // what spawn started
 	ctx        context.Context
 	cancel     context.CancelFunc
 
@@ -54,6 +54,9 @@ type Pod struct {
 	execs    map[string]*Exec
 	used     map[string]bool // volumes that were mounted since the machine started
 	stopping bool
+	closed   bool
+	clients  int           // attachments, log readers and exec sessions that are open
+	idle     chan struct{} // closed when there are none any more; nil when nobody waits
 	ended    chan struct{} // closed when the pod has nothing left to run
 	isEnded  bool
 }
@@ -209,6 +212,58 @@ func (p *Pod) Stop(ctx context.Context, timeout *int) {
 	}
 }
 
+// spawn runs fn, which Close waits for, unless the pod is closed.
+func (p *Pod) spawn(fn func()) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return false
+	}
+	p.work.Go(fn)
+	return true
+}
+
+// enter counts a client whose last bytes Close lets through; leave may be called twice.
+func (p *Pod) enter() (leave func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.clients++
+	var once sync.Once
+	return func() {
+		once.Do(func() {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.clients--
+			if p.clients == 0 && p.idle != nil {
+				close(p.idle)
+				p.idle = nil
+			}
+		})
+	}
+}
+
+// clientGrace is how long clients may take to read the rest once the last container has ended.
+const clientGrace = time.Second
+
+func (p *Pod) awaitClients() {
+	p.mu.Lock()
+	var idle chan struct{}
+	if p.clients > 0 {
+		idle = make(chan struct{})
+		p.idle = idle
+	}
+	p.mu.Unlock()
+	if idle == nil {
+		return
+	}
+	t := time.NewTimer(clientGrace)
+	defer t.Stop()
+	select {
+	case <-idle:
+	case <-t.C:
+	}
+}
+
 func (p *Pod) isStopping() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -217,8 +272,9 @@ func (p *Pod) isStopping() bool {
 
 // Close unmounts what the pod mounted, after everything was sent to the host. The containers must have been stopped.
 func (p *Pod) Close() error {
+	p.awaitClients()
 	p.mu.Lock()
-	p.stopping = true
+	p.stopping, p.closed = true, true
 	p.mu.Unlock()
 	p.cancel()
 	p.work.Wait()

@@ -271,6 +271,7 @@ type Attachment struct {
 	started <-chan struct{} // nil when bound to a run
 	closed  chan struct{}
 	once    sync.Once
+	leave   func()
 
 	mu  sync.Mutex
 	run *run // nil until the container starts
@@ -303,6 +304,7 @@ func (c *Container) Attach(o AttachOptions) (*Attachment, error) {
 	if o.Stdin && o.Stream && c.doc.OpenStdin {
 		a.Stdin = &attachedInput{a: a}
 	}
+	a.leave = c.pod.enter()
 	return a, nil
 }
 
@@ -364,6 +366,7 @@ func (a *Attachment) Next(ctx context.Context) (Chunk, error) {
 func (a *Attachment) Close() {
 	a.once.Do(func() {
 		close(a.closed)
+		a.leave()
 		a.c.log.wake()
 		if in, ok := a.Stdin.(*attachedInput); ok {
 			in.detach()
