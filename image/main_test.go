@@ -224,6 +224,19 @@ func newRegistry(t testing.TB) *testRegistry {
 	return r
 }
 
+// asked is how often a path was asked for, and how many bytes were sent for it. An empty path: all together.
+func (r *testRegistry) asked(path string) (gets int, sent int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for p, n := range r.gets {
+		if path == "" || p == path {
+			gets += n
+			sent += r.bytes[p]
+		}
+	}
+	return gets, sent
+}
+
 type countingWriter struct {
 	http.ResponseWriter
 	r    *testRegistry
