@@ -103,6 +103,7 @@ done <"$want"
 say "building in $src with $jobs jobs"
 kmake -j"$jobs" vmlinux >&2
 strip --strip-all -o "$work/vmlinux" "$src/vmlinux"
+chmod 644 "$work/vmlinux" # zstd copies it
 zstd -q -f -19 --single-thread --no-progress -o "$out/vmlinux.zst" "$work/vmlinux"
 sum=$(sha256sum <"$work/vmlinux" | cut -d' ' -f1)
 echo "$sum  vmlinux" >"$out/vmlinux.sha256"

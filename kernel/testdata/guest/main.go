@@ -77,6 +77,9 @@ func main() {
 		must(os.MkdirAll(m.dir, 0o755))
 		must(unix.Mount(m.fs, m.dir, m.fs, 0, ""))
 	}
+	if b, err := os.ReadFile("/proc/cmdline"); err == nil && strings.Contains(string(b), "test.panic") {
+		must(os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0))
+	}
 	for _, c := range checks {
 		if err := c.run(); err != nil {
 			fmt.Printf("guest: FAIL %s: %s\n", c.name, strings.ReplaceAll(err.Error(), "\n", " | "))
