@@ -55,7 +55,7 @@ func params(t *testing.T, dir string, vars ...string) testscript.Params {
 		Dir:                dir,
 		RequireUniqueNames: true,
 		Setup: func(e *testscript.Env) error {
-			e.Setenv("PATH", bin+":/usr/sbin:/usr/bin:/sbin:/bin")
+			e.Setenv("PATH", bin+":/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
 			e.Setenv("KCRADLE_BIN", filepath.Join(bin, "kcradle"))
 			e.Setenv("KCRADLE_ROOT", filepath.Join(e.WorkDir, "root"))
 			for _, v := range vars {
