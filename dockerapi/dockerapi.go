@@ -160,7 +160,7 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case begun.begun:
 		a.config.Log.Debug("answer ended early", "method", r.Method, "path", r.URL.Path, "err", err)
 	default:
-		if Status(err) >= 500 {
+		if Status(err) == http.StatusInternalServerError {
 			a.config.Log.Warn("request failed", "method", r.Method, "path", r.URL.Path, "err", err)
 		}
 		writeError(w, err)
