@@ -254,3 +254,41 @@ func TestVMBadDisks(t *testing.T) {
 		})
 	}
 }
+
+// TestVMFullDisk has a container that fills the writable disk: it is told so, what it says afterwards still arrives, the
+// machine ends in order, and the next one starts on the same disk.
+func TestVMFullDisk(t *testing.T) {
+	if testing.Short() {
+		t.Skip("boots machines")
+	}
+	d := makeDisks(t)
+	scratch := d.drives[1].Path
+	if err := os.Truncate(scratch, 16<<20); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mkfs.ext4", "-q", "-F", scratch).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs.ext4: %v\n%s", err, out)
+	}
+	run := func(script string) (*guesttest.Host, spec.Done) {
+		vm := d.boot(t, vmtest.Options{})
+		conn := vm.Dial(spec.PortControl)
+		h := guesttest.Launch(t, conn, &spec.Pod{Containers: []spec.Container{
+			{Name: "web", Image: spec.Image{Layers: d.layers}, Cmd: []string{"sh", "-c", script}},
+		}}, &d.place)
+		done := h.Done()
+		conn.Close()
+		vm.Wait()
+		return h, done
+	}
+	h, done := run("dd if=/dev/zero of=/fill bs=64k 2>&1 | grep -o 'No space left on device'; echo still here; exit 3")
+	if got := h.Output(0, 1); got != "No space left on device\nstill here\n" {
+		t.Errorf("output: %q, %q", got, h.Output(0, 2))
+	}
+	if s := h.Status("web", spec.StatusExited); s.ExitCode != 3 || !done.Clean {
+		t.Errorf("state %+v, done %+v", s, done)
+	}
+	h, done = run("rm /fill; sync; echo free > /x && cat /x")
+	if got := h.Output(0, 1); got != "free\n" || !done.Clean {
+		t.Errorf("second machine: %q, %q, done %+v", got, h.Output(0, 2), done)
+	}
+}
