@@ -25,25 +25,28 @@ import (
 //	go test ./cmd/kcradle -run TestScripts
 //	go test ./cmd/kcradle -run 'TestMachine/signals'
 
-// program builds kcradle once for all scripts: a supervisor starts its own program again.
+// programDir is where program builds; TestMain makes and removes it.
+var programDir string
+
+// program builds kcradle once for all tests: a supervisor starts its own program again.
 var program = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "kcradle-script-")
+	out, err := exec.Command("go", "build", "-o", filepath.Join(programDir, "kcradle"), ".").CombinedOutput()
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("go build: %w\n%s", err, out)
 	}
-	out, err := exec.Command("go", "build", "-o", filepath.Join(dir, "kcradle"), ".").CombinedOutput()
-	if err != nil {
-		return dir, fmt.Errorf("go build: %w\n%s", err, out)
-	}
-	return dir, nil
+	return programDir, nil
 })
 
 func TestMain(m *testing.M) {
-	code := m.Run()
-	if dir, err := program(); err == nil {
-		os.RemoveAll(dir)
-	}
-	os.Exit(code)
+	os.Exit(func() int {
+		var err error
+		if programDir, err = os.MkdirTemp("", "kcradle-script-"); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(programDir)
+		return m.Run()
+	}())
 }
 
 func params(t *testing.T, dir string, vars ...string) testscript.Params {
