@@ -160,7 +160,7 @@ func TestVMKinds(t *testing.T) {
 	oom.Resources.Memory = limits(32 << 20)
 	swap := int64(32 << 20)
 	oom.Resources.Memory.Swap = &swap
-	reaper := spec.Container{Name: "init", Image: image, Init: true, Cmd: []string{"sh", "-c", "test $$ -gt 1 && readlink /proc/1/exe; sleep 0.01 & exit 4"}}
+	reaper := spec.Container{Name: "init", Image: image, Init: true, NonCritical: true, Cmd: []string{"sh", "-c", "test $$ -gt 1 && readlink /proc/1/exe; sleep 0.01 & exit 4"}}
 	reaper.After = []spec.Dependency{{Container: "oom", Condition: spec.ConditionStarted}}
 	root := spec.Container{Name: "root", Image: image, Privileged: true, Cmd: []string{"sh", "-c", `
 ls /dev/vda /dev/dm-0; grep CapEff /proc/self/status; mount -t tmpfs none /mnt 2>/dev/null || (mkdir /mnt && mount -t tmpfs none /mnt) && echo mounted
