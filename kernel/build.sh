@@ -78,11 +78,12 @@ twice=$(cut -d= -f1 "$want" | uniq -d)
 [ -z "$twice" ] || die "named twice: $twice"
 inputs=$({ sed 's/[[:space:]]*#.*//; /^$/d' "$here/VERSION"; cat "$want"; } | sha256sum | cut -d' ' -f1)
 
-# 4. What the build would otherwise take from its surroundings.
+# 4. What the build would otherwise take from its surroundings. A Rust compiler or pahole would be named in the
+# configuration, which is part of the kernel, though neither is used.
 export ARCH=x86_64 KBUILD_BUILD_USER=cradle KBUILD_BUILD_HOST=cradle KBUILD_BUILD_VERSION=1
 export SOURCE_DATE_EPOCH=0 KBUILD_BUILD_TIMESTAMP='Thu Jan  1 00:00:00 UTC 1970'
 unset MAKEFLAGS MAKELEVEL KBUILD_OUTPUT CFLAGS LDFLAGS 2>/dev/null || :
-kmake() { make -C "$src" -s "KCFLAGS=-ffile-prefix-map=$src=. $(pin cflags)" "KAFLAGS=-ffile-prefix-map=$src=." "$@"; }
+kmake() { make -C "$src" -s RUSTC=/nonexistent/rustc PAHOLE=/nonexistent/pahole "KCFLAGS=-ffile-prefix-map=$src=. $(pin cflags)" "KAFLAGS=-ffile-prefix-map=$src=." "$@"; }
 
 KCONFIG_ALLCONFIG=$want kmake allnoconfig >&2
 wrong=0
