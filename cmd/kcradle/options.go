@@ -142,22 +142,25 @@ func (o *containerOptions) container(img imageConfig) (c spec.Container, volumes
 	return c, volumes, o.limits(&c)
 }
 
-// environment is docker's: the image's, then files, then flags; a later value replaces an earlier one in its place.
-func (o *containerOptions) environment(env []string) ([]string, error) {
-	var more []string
+// environment is docker's: files, then flags, then what the image sets and they do not; a later value replaces an earlier
+// one in its place, and a name without a value that the caller does not have is taken away.
+func (o *containerOptions) environment(image []string) ([]string, error) {
+	var asked []string
 	for _, name := range o.EnvFiles {
 		lines, err := readEnvFile(name)
 		if err != nil {
 			return nil, err
 		}
-		more = append(more, lines...)
+		asked = append(asked, lines...)
 	}
-	out := slices.Clone(env)
-	for _, e := range append(more, o.Env...) {
+	var out []string
+	named := map[string]bool{}
+	for _, e := range append(asked, o.Env...) {
 		key, _, hasValue := strings.Cut(e, "=")
 		if key == "" {
 			return nil, fmt.Errorf("invalid environment variable: %s", e)
 		}
+		named[key] = true
 		if !hasValue { // the caller's own, when set
 			v, ok := os.LookupEnv(key)
 			if !ok {
@@ -169,6 +172,12 @@ func (o *containerOptions) environment(env []string) ([]string, error) {
 		if i := slices.IndexFunc(out, func(x string) bool { return strings.HasPrefix(x, key+"=") }); i >= 0 {
 			out[i] = e
 		} else {
+			out = append(out, e)
+		}
+	}
+	for _, e := range image {
+		key, _, _ := strings.Cut(e, "=")
+		if !named[key] {
 			out = append(out, e)
 		}
 	}

@@ -64,7 +64,7 @@ func TestContainerOptions(t *testing.T) {
 			func(c *spec.Container) { c.Entrypoint, c.Cmd = nil, []string{"x"} }},
 		{"environment", containerOptions{EnvFiles: []string{file}, Env: []string{"A=flag", "B=flag", "FROM_CALLER", "NOT_SET_AT_ALL", "E="}},
 			func(c *spec.Container) {
-				c.Env = []string{"PATH=/bin", "A=flag", "B=flag", "C=with = sign", "FROM_CALLER=mine", "E="}
+				c.Env = []string{"B=flag", "C=with = sign", "FROM_CALLER=mine", "A=flag", "E=", "PATH=/bin"}
 			}},
 		{"a variable without a value is taken away", containerOptions{Env: []string{"A"}},
 			func(c *spec.Container) {

@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kcradle/kcradle/bundle"
+	"github.com/kcradle/kcradle/dockerapi"
 	"github.com/kcradle/kcradle/internal/undo"
 	"github.com/kcradle/kcradle/network"
 	"github.com/kcradle/kcradle/share"
@@ -738,13 +739,19 @@ func (s *supervisor) proxy(ctx context.Context, client net.Conn) {
 	defer guest.Close()
 	stop := context.AfterFunc(ctx, func() { client.Close(); guest.Close() })
 	defer stop()
+	answering, answered := context.WithCancel(ctx)
+	defer answered()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		_, err := io.Copy(guest, client)
 		closeWrite(guest, err)
+		// A client that only listens now may go in silence; the guest would notice with its next byte, which may never come.
+		dockerapi.AwaitGone(answering, client)
+		guest.Close()
 	}()
 	_, err = io.Copy(client, guest)
+	answered()
 	// The guest has said everything: an answer is complete, whatever the client still wants to send.
 	closeWrite(client, err)
 	<-done
