@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kcradle/kcradle/kernel/tsc"
 )
 
 // QEMUProgram is the name of QEMU on PATH.
@@ -40,7 +42,8 @@ type Host struct {
 	Reason string `json:"reason"` // why this engine, a sentence without a full stop
 	Remedy string `json:"remedy"` // what would make KVM usable; empty: nothing is missing, or nothing helps
 	QEMU   QEMU   `json:"qemu"`
-	Cached bool   `json:"-"` // an earlier probe of this boot said so
+	TSCKHz uint32 `json:"tsc_khz"` // pace of the time stamp counter, for kernel.Emulated; 0: it has none
+	Cached bool   `json:"-"`       // an earlier probe of this boot said so
 }
 
 // QEMU is an installed QEMU.
@@ -97,9 +100,14 @@ func Probe(ctx context.Context, cacheDir string) (Host, error) {
 		h.QEMU.Version, err = qemuVersion(ctx, path)
 		version <- err
 	}()
+	pace := make(chan uint32, 1)
+	go func() {
+		khz, _ := tsc.KHz(ctx) // a counter of no use is not told of
+		pace <- khz
+	}()
 	engine, reason, remedy := judgeKVM(runsInHardware(probeDeadline))
 	err = <-version
-	h.Engine, h.Reason, h.Remedy = engine, reason, remedy
+	h.Engine, h.Reason, h.Remedy, h.TSCKHz = engine, reason, remedy, <-pace
 	if err != nil {
 		return h, err
 	}
@@ -192,7 +200,7 @@ func probeKey(qemu string) (string, error) {
 	_, intel := os.Stat("/sys/module/kvm_intel")
 	_, amd := os.Stat("/sys/module/kvm_amd")
 	sum := sha256.Sum256([]byte(strings.Join([]string{
-		"1", // of this list
+		"2", // of this list and of Host
 		string(boot), qemu, info.ModTime().UTC().Format(time.RFC3339Nano), strconv.FormatInt(info.Size(), 10),
 		rights, fmt.Sprint(os.Geteuid(), os.Getegid(), groups), fmt.Sprint(intel == nil, amd == nil),
 	}, "\x00")))

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/kcradle/kcradle/bundle"
+	"github.com/kcradle/kcradle/kernel"
 	"github.com/kcradle/kcradle/network"
 	"github.com/kcradle/kcradle/spec"
 	"github.com/kcradle/kcradle/vmm"
@@ -49,6 +50,7 @@ type machineInput struct {
 	Wire     *vmm.Wire
 	CID      uint32
 	RunAs    *vmm.Credential
+	TSCKHz   uint32 // of the host
 }
 
 // machineConfig turns a bundle into a machine. It is pure.
@@ -73,6 +75,9 @@ func machineConfig(in machineInput) vmm.Config {
 		if in.Engine == vmm.TCG { // in software each more costs a tenth of the boot
 			c.VCPUs = 1
 		}
+	}
+	if in.Engine == vmm.TCG {
+		c.CommandLine += " " + kernel.Emulated(kernel.Emulation{CPUs: c.VCPUs, TSCKHz: in.TSCKHz})
 	}
 	c.Drives = append(c.Drives, vmm.Drive{Serial: spec.SerialScratch, Path: in.Bundle.ScratchPath()})
 	if len(in.Layers) > 0 {

@@ -20,11 +20,12 @@ func TestMachineConfig(t *testing.T) {
 	pod := &spec.Pod{Name: "shop", Containers: []spec.Container{{Name: "a"}}, Volumes: []spec.Volume{{Name: "data"}, {Name: "more"}}}
 	layers := []bundle.Layer{{DiffID: "sha256:aa", Path: "/s/aa", Size: 5000}, {DiffID: "sha256:bb", Path: "/s/bb", Size: 8192}}
 	got := machineConfig(machineInput{
-		Bundle: &bundle.Bundle{Dir: "/b"}, Pod: pod, Layers: layers, Engine: vmm.TCG, QEMU: "/qemu", HostCPUs: 8,
+		Bundle: &bundle.Bundle{Dir: "/b"}, Pod: pod, Layers: layers, Engine: vmm.TCG, QEMU: "/qemu", HostCPUs: 8, TSCKHz: 2_000_000,
 		Package: &bundle.Package{Dir: "/p", Manifest: bundle.Manifest{CommandLine: "quiet"}},
 	})
 	want := vmm.Config{
-		Name: "kcradle:shop", Engine: vmm.TCG, QEMU: "/qemu", Kernel: "/p/vmlinux", Initrd: "/p/initrd.cpio", CommandLine: "quiet",
+		Name: "kcradle:shop", Engine: vmm.TCG, QEMU: "/qemu", Kernel: "/p/vmlinux", Initrd: "/p/initrd.cpio",
+		CommandLine: "quiet tsc_early_khz=2000000 tsc=reliable nolapic_timer",
 		VCPUs: 1, Memory: defaultMemory + guestMemory(defaultMemory), Console: "/b/run/console.log",
 		Drives: []vmm.Drive{
 			{Serial: "scratch", Path: "/b/scratch.ext4"},
@@ -39,9 +40,13 @@ func TestMachineConfig(t *testing.T) {
 		t.Error(err)
 	}
 	for hostCPUs, want := range map[int]int{1: 1, 2: 2, 64: defaultVCPUs} {
-		in := machineInput{Bundle: &bundle.Bundle{}, Pod: pod, Package: &bundle.Package{}, Engine: vmm.KVM, HostCPUs: hostCPUs}
-		if got := machineConfig(in).VCPUs; got != want {
-			t.Errorf("vCPUs on a host with %d: got %d, want %d", hostCPUs, got, want)
+		in := machineInput{Bundle: &bundle.Bundle{}, Pod: pod, Package: &bundle.Package{}, Engine: vmm.KVM, HostCPUs: hostCPUs, TSCKHz: 1}
+		got := machineConfig(in)
+		if got.VCPUs != want {
+			t.Errorf("vCPUs on a host with %d: got %d, want %d", hostCPUs, got.VCPUs, want)
+		}
+		if got.CommandLine != "" {
+			t.Errorf("a machine under KVM is told %q, which is for emulated ones", got.CommandLine)
 		}
 	}
 	wantExtents := []spec.Extent{{DiffID: "sha256:aa", Offset: 0, Length: 8192}, {DiffID: "sha256:bb", Offset: 8192, Length: 8192}}

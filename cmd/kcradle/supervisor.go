@@ -183,7 +183,7 @@ func (s *supervisor) supervise(ctx context.Context, state *bundle.State, signals
 	}
 	config := machineConfig(machineInput{
 		Bundle: s.bundle, Pod: s.pod, Package: pkg, Layers: layers, Engine: host.Engine, QEMU: host.QEMU.Path,
-		HostCPUs: runtime.NumCPU(), Wire: machineWire(nc.Mode, wire), RunAs: runAs, CID: contextID(),
+		HostCPUs: runtime.NumCPU(), Wire: machineWire(nc.Mode, wire), RunAs: runAs, TSCKHz: host.TSCKHz, CID: contextID(),
 	})
 	if s.machine, err = vmm.Start(ctx, config, s.log); err != nil {
 		return end, err

@@ -108,6 +108,9 @@ func Config(t testing.TB, o Options) vmm.Config {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if host.Engine == vmm.TCG {
+		cmdline += " " + kernel.Emulated(kernel.Emulation{CPUs: max(1, o.VCPUs), TSCKHz: host.TSCKHz})
+	}
 	if o.Memory == 0 {
 		o.Memory = 256 << 20
 	}
