@@ -27,7 +27,7 @@ share: -                                           # a directory of the host, fo
 
 image/...: -                                       # reference → verified layers; knows no bundle and no machine
 network: -                                         # the wire; knows no machine
-vmm: spec internal/undo vmm/qmp vmm/channel             # files, drives, a command line → a machine; knows no image, bundle, pod
+vmm: spec internal/undo vmm/qmp vmm/channel kernel/tsc # files, drives, a command line → a machine; knows no image, bundle, pod
 vmm/qmp: -                                         # a protocol
 vmm/channel: spec                                  # both ends of the control channel, so guest and host share it
 bundle: spec internal/undo                                 # the directory between summon and run

@@ -182,7 +182,7 @@ func TestStartFails(t *testing.T) {
 		{"cut layer", func(c *Config) {
 			c.Drives = []Drive{{Serial: "x", ReadOnly: true, Extents: []Extent{{short, 4096}, {short, 4097}}}}
 		}, "it was cut", ""},
-		{"console", func(c *Config) { c.Console = "/nonexistent/log" }, "console log", ""},
+		{"console", func(c *Config) { c.Console = filepath.Join(t.TempDir(), "absent", "log") }, "console log", ""},
 		{"garbage kernel", func(c *Config) { c.Kernel = garbage }, "", "QEMU did not start"},
 		{"more memory than there is", func(c *Config) { c.Memory = 1 << 50 }, "", "memory"},
 	}

@@ -26,7 +26,7 @@ func TestMachineConfig(t *testing.T) {
 	want := vmm.Config{
 		Name: "kcradle:shop", Engine: vmm.TCG, QEMU: "/qemu", Kernel: "/p/vmlinux", Initrd: "/p/initrd.cpio",
 		CommandLine: "quiet tsc_early_khz=2000000 tsc=reliable nolapic_timer",
-		VCPUs: 1, Memory: defaultMemory + guestMemory(defaultMemory), Console: "/b/run/console.log",
+		VCPUs:       1, Memory: defaultMemory + guestMemory(defaultMemory), Console: "/b/run/console.log",
 		Drives: []vmm.Drive{
 			{Serial: "scratch", Path: "/b/scratch.ext4"},
 			{Serial: "layers", ReadOnly: true, Extents: []vmm.Extent{{Path: "/s/aa", Size: 5000}, {Path: "/s/bb", Size: 8192}}},
