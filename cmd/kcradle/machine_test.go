@@ -1,8 +1,10 @@
 package main
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 
@@ -47,6 +49,24 @@ func TestMachineConfig(t *testing.T) {
 		}
 		if got.CommandLine != "" {
 			t.Errorf("a machine under KVM is told %q, which is for emulated ones", got.CommandLine)
+		}
+	}
+	wire := &vmm.Wire{Kind: vmm.WireTap, File: os.Stderr, MAC: "02:00:00:00:00:01"}
+	for volumes, want := range map[int]uint32{2: 5, 3: 0} {
+		p := *pod
+		p.Volumes = make([]spec.Volume, volumes)
+		for i := range p.Volumes {
+			p.Volumes[i].Name = fmt.Sprint("v", i)
+		}
+		c := machineConfig(machineInput{
+			Bundle: &bundle.Bundle{Dir: "/b"}, Pod: &p, Layers: layers, Package: &bundle.Package{Dir: "/p"},
+			Engine: vmm.KVM, QEMU: "/qemu", HostCPUs: 1, Wire: wire, CID: 5,
+		})
+		if c.CID != want {
+			t.Errorf("with %d volumes: got context id %d, want %d", volumes, c.CID, want)
+		}
+		if err := c.Validate(); err != nil {
+			t.Errorf("with %d volumes: %v", volumes, err)
 		}
 	}
 	wantExtents := []spec.Extent{{DiffID: "sha256:aa", Offset: 0, Length: 8192}, {DiffID: "sha256:bb", Offset: 8192, Length: 8192}}
