@@ -20,9 +20,9 @@ import (
 	"github.com/kcradle/kcradle/kernel/tsc"
 )
 
-const processors = 3 // of the machine; testdata/guest expects as many
+const processors = 3 // of the machine; guest expects as many
 
-// TestBoot starts the artefact under QEMU's emulation with testdata/guest as /init and three processors. The guest
+// TestBoot starts the artefact under QEMU's emulation with guest as /init and three processors. The guest
 // tries everything the kernel promises, with the real nft and iptables from a disk, and says what failed. Run it by
 //
 //	go test ./kernel -run TestBoot -v
@@ -94,7 +94,7 @@ func TestPanic(t *testing.T) {
 	}
 }
 
-// boot runs one machine with testdata/guest as /init to its end and returns what was on its console.
+// boot runs one machine with guest as /init to its end and returns what was on its console.
 func boot(t *testing.T, dir, cmdline string, devices ...string) string {
 	t.Helper()
 	qemu := need.Command(t, "qemu-system-x86_64", "apt-get install qemu-system-x86")
@@ -106,7 +106,7 @@ func boot(t *testing.T, dir, cmdline string, devices ...string) string {
 		}
 	}
 	init := filepath.Join(dir, "init")
-	goBuild(t, "amd64", init, "./testdata/guest")
+	goBuild(t, "amd64", init, "./guest")
 	archive := filepath.Join(dir, "initrd.cpio")
 	if err := initrd.Write(t.Context(), archive, init); err != nil {
 		t.Fatal(err)
