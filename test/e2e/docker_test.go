@@ -17,7 +17,7 @@ import (
 // where /proc/kcore is) and on where docker keeps the files it lays over an image's.
 const surroundings = `
 echo "# identity"; id; pwd; umask; hostname; env | sort
-echo "# rights"; grep -E '^(Cap|NoNewPrivs|Groups|SigIgn|SigBlk)' /proc/self/status
+echo "# rights"; grep -E '^(Cap|NoNewPrivs|Groups|SigBlk)' /proc/self/status
 echo "# limits"; cat /proc/self/oom_score_adj
 echo "# devices"; cd /dev; for f in [!c]*; do stat -c '%N %F %a %u:%g %t,%T' $f; done
 echo "# mounts"; awk '{ print $2, $3 }' /proc/self/mounts | grep -E ' (proc|tmpfs|devpts|sysfs|mqueue)$' | grep -Ev '^(/proc/|/sys/fs/cgroup|/etc/)' | sort
