@@ -302,7 +302,7 @@ func (r *tour) both(name string, calls ...call) {
 				res := h.run(t, c)
 				res.Stdout = strings.ReplaceAll(res.Stdout, r.dirs[side]+"/", "@/")
 				res.Stderr = strings.ReplaceAll(res.Stderr, r.dirs[side]+"/", "@/")
-				if side == 1 && c.newer != nil {
+				if !h.Pod && c.newer != nil {
 					c.newer(&res)
 				}
 				if len(c.typed) > 0 {
