@@ -78,7 +78,7 @@ func Join(r *reap.Reaper, first *Running, p *Process, cgroup *Cgroup) (*Running,
 		return nil, AsStartError(fmt.Errorf("join container: %w", err))
 	}
 	defer unix.Close(pidfd)
-	t, err := newExecTable(p, pidfd)
+	t, err := newExecTable(p, first.Pid(), pidfd)
 	if err != nil {
 		return nil, AsStartError(err)
 	}
@@ -169,6 +169,9 @@ func start(r *reap.Reaper, t *Table, p *Process, cgroup int) (*Running, error) {
 			defer func() { ch <- res }()
 			if i, errno := runSteps(t.thread.steps, regs); errno != 0 {
 				s := t.thread.steps[i]
+				if t.thread.holdsFD(i) {
+					unix.Close(int(regs[regTmp]))
+				}
 				res.err = &StartError{Code: 125, Msg: fmt.Sprintf("unable to start container process: %s: %v", s.Text, errno), Err: errno}
 				return
 			}

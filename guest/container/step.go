@@ -113,6 +113,20 @@ func (s *Step) to(r reg) *Step {
 	return s
 }
 
+// holdsFD reports whether the descriptor in regTmp is open before step i: a table that fails there leaves it behind.
+func (t *table) holdsFD(i int) bool {
+	held := false
+	for _, s := range t.steps[:i] {
+		switch {
+		case s.save == int8(regTmp)+1:
+			held = true
+		case s.nr == unix.SYS_CLOSE && s.use[0] == int8(regTmp)+1:
+			held = false
+		}
+	}
+	return held
+}
+
 // Recurring calls.
 
 func atFD(fd int) uintptr { return uintptr(fd) } // AT_FDCWD is negative

@@ -55,12 +55,19 @@ func newTable(c *Config) (*Table, error) {
 }
 
 // newExecTable makes the table of a further process in the container whose first process pidfd names.
-func newExecTable(p *Process, pidfd int) (*Table, error) {
+func newExecTable(p *Process, pid, pidfd int) (*Table, error) {
 	t := &Table{}
 	t.thread.regs = regSources
 	t.thread.add("unshare working directory and root", unix.SYS_UNSHARE, unix.CLONE_FS)
+	// Should the number stand for another process by now, then the descriptor's has ended and cannot be entered.
+	t.thread.add("open the container's root", unix.SYS_OPENAT, atFD(unix.AT_FDCWD), fmt.Sprintf("/proc/%d/root", pid),
+		unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0).to(regTmp)
 	t.thread.add("enter the container's namespaces", unix.SYS_SETNS, pidfd,
 		unix.CLONE_NEWNS|unix.CLONE_NEWUTS|unix.CLONE_NEWIPC|unix.CLONE_NEWPID)
+	// The root of a mount namespace need not be the container's: where init itself runs in a chroot, it is not.
+	t.thread.add("chdir to the container's root", unix.SYS_FCHDIR, reg(regTmp))
+	t.thread.add("chroot .", unix.SYS_CHROOT, ".")
+	t.thread.add("close fd", unix.SYS_CLOSE, reg(regTmp))
 	if p.TTY {
 		t.thread.terminal("/dev/ptmx", p)
 	}

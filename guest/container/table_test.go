@@ -4,6 +4,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -89,7 +90,7 @@ func TestTable(t *testing.T) {
 	t.Run("exec", func(t *testing.T) {
 		p := plain().Process
 		p.TTY = true
-		table, err := newExecTable(&p, 9)
+		table, err := newExecTable(&p, 7, 9)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -194,4 +195,22 @@ func throttle(major, minor int64, rate uint64) specs.LinuxThrottleDevice {
 	var d specs.LinuxThrottleDevice
 	d.Major, d.Minor, d.Rate = major, minor, rate
 	return d
+}
+
+// A table that fails between the steps that open and close a descriptor leaves it open, and start closes it.
+func TestHoldsFD(t *testing.T) {
+	table, err := newExecTable(&Process{Args: []string{"x"}, Cwd: "/"}, 7, 9)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for i, s := range table.thread.steps {
+		if table.thread.holdsFD(i) {
+			got = append(got, s.Text)
+		}
+	}
+	want := []string{"enter the container's namespaces", "chdir to the container's root", "chroot .", "close fd"}
+	if !slices.Equal(got, want) {
+		t.Errorf("the descriptor is held before %q, want %q", got, want)
+	}
 }
