@@ -113,7 +113,7 @@ func boot(t *testing.T, dir, cmdline string, devices ...string) string {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
-	args := []string{"-accel", "tcg", "-cpu", "max", "-m", "512", "-smp", strconv.Itoa(processors),
+	args := []string{"-accel", "tcg,thread=single", "-cpu", "max", "-m", "512", "-smp", strconv.Itoa(processors),
 		"-M", "microvm,acpi=off,x-option-roms=off,isa-serial=off", "-nodefaults", "-no-user-config", "-nographic", "-no-reboot",
 		"-chardev", "stdio,id=log,signal=off", "-device", "virtio-serial-device", "-device", "virtconsole,chardev=log",
 		"-device", "virtio-rng-device", "-device", "virtio-balloon-device,free-page-reporting=on",

@@ -84,7 +84,7 @@ func parseSetting(s string) (*setting, error) {
 
 func (s *setting) argv(initrd, cmdline string) []string {
 	return append([]string{
-		"-accel", "tcg", "-cpu", s.cpu, "-m", s.memory, "-smp", strconv.Itoa(s.smp),
+		"-accel", "tcg,thread=single", "-cpu", s.cpu, "-m", s.memory, "-smp", strconv.Itoa(s.smp),
 		"-M", "microvm,acpi=off,x-option-roms=off,isa-serial=off",
 		"-nodefaults", "-no-user-config", "-nographic", "-no-reboot",
 		"-chardev", "stdio,id=log,signal=off",
