@@ -29,6 +29,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kcradle/kcradle/spec"
 )
 
@@ -162,6 +164,30 @@ func (b *Bundle) Layers() ([]Layer, error) {
 	return out, nil
 }
 
+// Volume is the disk of a named volume: raw ext4, sparse.
+type Volume struct {
+	Name string
+	Path string
+	Size int64 // bytes, as the guest sees it
+}
+
+// Volumes resolves the pod's volumes, in its order.
+func (b *Bundle) Volumes() ([]Volume, error) {
+	var out []Volume
+	for _, v := range b.Pod.Volumes {
+		path := b.VolumePath(v.Name)
+		fi, err := os.Stat(path)
+		if err != nil {
+			return nil, fmt.Errorf("volume %s: %w (summon the bundle again)", v.Name, err)
+		}
+		if !fi.Mode().IsRegular() || fi.Size() == 0 {
+			return nil, fmt.Errorf("volume %s: %s is no disk", v.Name, path)
+		}
+		out = append(out, Volume{Name: v.Name, Path: path, Size: fi.Size()})
+	}
+	return out, nil
+}
+
 func layerName(diffID string) string { return strings.TrimPrefix(diffID, "sha256:") + ".erofs" }
 
 // Package opens the machine package that DIR/cradle names.
@@ -224,12 +250,28 @@ func readBounded(path string, limit int64) ([]byte, error) {
 
 // writeAtomic replaces path by a file with these bytes: a reader sees the old or the new ones, never a part.
 func writeAtomic(path string, b []byte, mode fs.FileMode) error {
+	return writeAtomicIn(path, b, mode, 0)
+}
+
+// writeAtomicIn is writeAtomic, with room bytes taken on disk whatever b is long.
+func writeAtomicIn(path string, b []byte, mode fs.FileMode, room int64) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {
 		return err
 	}
 	defer os.Remove(f.Name()) // after the rename there is nothing of that name
-	_, err = f.Write(b)
+	if room > 0 {
+		err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, room)
+		if errors.Is(err, unix.EOPNOTSUPP) { // a file system that does not know this
+			err = nil
+		}
+		if err != nil {
+			err = &fs.PathError{Op: "fallocate", Path: f.Name(), Err: err}
+		}
+	}
+	if err == nil {
+		_, err = f.Write(b)
+	}
 	if cerr := f.Chmod(mode); err == nil {
 		err = cerr
 	}

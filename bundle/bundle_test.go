@@ -328,6 +328,55 @@ func TestLockAndState(t *testing.T) {
 	}
 }
 
+// The end of a pod is told although its host's disk is full.
+func TestStateOnAFullDisk(t *testing.T) {
+	need.Root(t)
+	dir := t.TempDir()
+	if err := unix.Mount("none", dir, "tmpfs", 0, "size=1m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	b := &Bundle{Dir: dir}
+	if err := os.Mkdir(b.RunDir(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s := State{Version: Version, Phase: PhaseStarting, Started: time.Unix(1, 0).UTC()}
+	if err := b.SetState(s); err != nil {
+		t.Fatal(err)
+	}
+	fill, err := os.Create(filepath.Join(dir, "fill"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fill.Close()
+	for block := make([]byte, 4096); ; {
+		if _, err = fill.Write(block); err != nil {
+			break
+		}
+	}
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+	for range 3 { // more than one, each larger than a block
+		s.Phase = PhaseRunning
+		s.Containers = append(s.Containers, spec.State{Container: "web", Error: strings.Repeat("x", 5000)})
+		if err := b.SetState(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.Phase, s.End = PhaseEnded, &End{Reason: EndDone, ExitCode: 3}
+	if err := b.SetState(s); err != nil {
+		t.Fatal(err)
+	}
+	got, _, err := b.State()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(s, got); d != "" {
+		t.Errorf("state (-want +got):\n%s", d)
+	}
+}
+
 func TestKnown(t *testing.T) {
 	c := testConfig(t)
 	root := t.TempDir()

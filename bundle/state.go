@@ -1,17 +1,25 @@
 package bundle
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
+	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/kcradle/kcradle/spec"
 )
 
-const stateFile = "state.json"
+const (
+	stateFile = "state.json"
+	spareFile = ".spare" // where the next state goes when the disk is full
+)
 
 // Phases of a start, in their order.
 const (
@@ -90,15 +98,54 @@ func (b *Bundle) State() (s State, ok bool, err error) {
 	return s, true, nil
 }
 
-// SetState replaces run/state.json. Only the holder of the lock may call it.
+// SetState replaces run/state.json. Only the holder of the lock may call it. While a pod runs, a second file is kept that can
+// take the next state without asking the file system for room, so that the end can be told although the guest has filled the
+// host's disk.
 func (b *Bundle) SetState(s State) error {
 	s.Version = Version
 	raw, err := json.MarshalIndent(s, "", "  ")
 	if err != nil {
 		return fmt.Errorf("write state: %w", err)
 	}
-	if err := writeAtomic(filepath.Join(b.RunDir(), stateFile), append(raw, '\n'), 0o600); err != nil {
+	raw = append(raw, '\n')
+	path, spare := filepath.Join(b.RunDir(), stateFile), filepath.Join(b.RunDir(), spareFile)
+	err = writeAtomicIn(path, raw, 0o600, stateRoom)
+	switch {
+	case errors.Is(err, unix.ENOSPC):
+		switch werr := overwrite(spare, raw); {
+		case werr == nil:
+			err = unix.Renameat2(unix.AT_FDCWD, spare, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE)
+		case !errors.Is(werr, fs.ErrNotExist):
+			err = werr
+		}
+	case err == nil && s.Phase == PhaseStarting:
+		err = writeAtomicIn(spare, nil, 0o600, stateRoom)
+	}
+	if err == nil && s.Phase == PhaseEnded {
+		_ = os.Remove(spare) // kept only if this fails, and then in nobody's way
+	}
+	if err != nil {
 		return fmt.Errorf("write state: %w", err)
 	}
 	return nil
+}
+
+// stateRoom is what a state gets on disk, in bytes: that of the largest pod is smaller.
+const stateRoom = 64 << 10
+
+// overwrite replaces the contents of a file, within the room that it has. Newlines fill up what was longer: cutting it would
+// give the room away.
+func overwrite(path string, b []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	fi, err := f.Stat()
+	if err == nil {
+		if rest := fi.Size() - int64(len(b)); rest > 0 {
+			b = append(slices.Clip(b), bytes.Repeat([]byte{'\n'}, int(rest))...)
+		}
+		_, err = f.Write(b)
+	}
+	return errors.Join(err, f.Close())
 }

@@ -5,6 +5,7 @@
 package guest
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -293,8 +294,11 @@ func (g *guest) receive(ctx context.Context) error {
 		return fmt.Errorf("receive the placement: got frame %q", kind)
 	}
 	g.place = &spec.Placement{}
-	if err := json.Unmarshal(b, g.place); err != nil {
-		return fmt.Errorf("parse the placement: %w", err)
+	// What this init does not know it would do wrong: a volume mounted from the wrong place is lost.
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(g.place); err != nil {
+		return fmt.Errorf("parse the placement: %w (is the machine package older than kcradle? make build)", err)
 	}
 	return nil
 }

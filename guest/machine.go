@@ -107,14 +107,20 @@ func (m *machine) Mount(p *spec.Pod, l *spec.Placement) (*Mounts, error) {
 	if err := m.writable(scratch, out.Scratch); err != nil {
 		return nil, fmt.Errorf("writable disk of the bundle: %w", err)
 	}
-	placed := map[string]string{}
+	placed := map[string]spec.Drive{}
 	for _, d := range l.Volumes {
-		placed[d.Name] = d.Serial
+		placed[d.Name] = d
 	}
-	for _, v := range p.Volumes {
-		d, err := disk.Find(drives, placed[v.Name])
+	for i, v := range p.Volumes {
+		at := placed[v.Name]
+		d, err := disk.Find(drives, at.Serial)
 		if err != nil {
 			return nil, fmt.Errorf("volume %s: %w", v.Name, err)
+		}
+		if at.Length != 0 {
+			if d, err = disk.Linear("volume"+strconv.Itoa(i), d, at.Offset, at.Length, disk.Writable); err != nil {
+				return nil, fmt.Errorf("volume %s: %w", v.Name, err)
+			}
 		}
 		dir := filepath.Join(runDir, "volumes", v.Name)
 		if err := m.writable(d, dir); err != nil {
@@ -155,15 +161,15 @@ func (m *machine) layers(p *spec.Pod, l *spec.Placement, drives map[string]disk.
 		if !ok {
 			return fmt.Errorf("the host did not say where layer %s is", id)
 		}
-		dev := d.Path
+		layer := d
 		// One layer alone is mounted from the drive itself. A file system and the device mapper cannot share a drive.
 		if e.Offset != 0 || len(want) > 1 {
-			if dev, err = disk.Linear("layer"+strconv.Itoa(i), d, e.Offset, e.Length); err != nil {
+			if layer, err = disk.Linear("layer"+strconv.Itoa(i), d, e.Offset, e.Length, disk.ReadOnly); err != nil {
 				return fmt.Errorf("layer %s: %w", id, err)
 			}
 		}
 		dir := filepath.Join(runDir, "layers", strconv.Itoa(i))
-		if err := disk.MountLayer(dev, dir); err != nil {
+		if err := disk.MountLayer(layer.Path, dir); err != nil {
 			return fmt.Errorf("layer %s: %w", id, err)
 		}
 		out.Layers[id] = dir

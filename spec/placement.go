@@ -28,10 +28,12 @@ type Extent struct {
 	Length int64  `json:"length"` // bytes
 }
 
-// Drive names the block device that holds a volume.
+// Drive says where a volume is: a block device of its own, or a part of one that holds several.
 type Drive struct {
-	Name   string `json:"name"`   // of the volume
-	Serial string `json:"serial"` // of the virtio-blk device
+	Name   string `json:"name"`             // of the volume
+	Serial string `json:"serial"`           // of the virtio-blk device
+	Offset int64  `json:"offset,omitempty"` // bytes, a multiple of 4096
+	Length int64  `json:"length,omitempty"` // bytes, a multiple of 4096; 0: the whole device
 }
 
 // Share says what the host serves for a bind mount.

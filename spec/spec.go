@@ -29,6 +29,7 @@ const (
 	ChannelPortName = "kcradle.channel.0" // virtio-serial port of the control channel
 	SerialLayers    = "layers"            // virtio-blk serial of the flat concatenation of all layers
 	SerialScratch   = "scratch"           // virtio-blk serial of the writable disk
+	SerialVolumes   = "volumes"           // virtio-blk serial of the concatenation of volumes too many for a device each
 )
 
 // VolumeSerial is the virtio-blk serial of the i-th volume disk (at most 20 bytes, virtio's limit).

@@ -124,7 +124,6 @@ func TestValidate(t *testing.T) {
 		{"twice", func(c *Config) { c.Drives[0].Serial = "layers" }, "same serial"},
 		{"no contents", func(c *Config) { c.Drives[0].Path = "" }, "either a path or extents"},
 		{"both contents", func(c *Config) { c.Drives[0].Extents = extents }, "either a path or extents"},
-		{"written extents", func(c *Config) { c.Drives[1].ReadOnly = false }, "cannot be written"},
 		{"empty extent", func(c *Config) { c.Drives[1].Extents[1].Size = 0 }, "extent 1 needs"},
 		{"wire", func(c *Config) { c.Wire.Kind = "radio" }, `kind "radio"`},
 		{"wire's file", func(c *Config) { c.Wire.File = nil }, "its file is missing"},

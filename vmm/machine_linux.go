@@ -204,7 +204,7 @@ func open(config Config, f file) (*os.File, net.Conn, *socketAddress, error) {
 	case "wire":
 		return config.Wire.File, nil, nil, nil
 	case "descriptor":
-		file, err := memoryFile("vmdk", []byte(config.descriptor(f.drive)))
+		file, err := memoryFile("vmdk", []byte(config.descriptor(f.drive)), f.write)
 		return file, nil, nil, err
 	case "kernel", "initrd":
 		file, err := readable(f.path, config.RunAs)
@@ -299,21 +299,25 @@ func listen() (file *os.File, address *socketAddress, err error) {
 	return file, &socketAddress{file: os.NewFile(uintptr(fd), path)}, nil
 }
 
-// memoryFile is a file without a name that cannot be changed any more, opened for reading.
-func memoryFile(name string, contents []byte) (*os.File, error) {
+// memoryFile is a file without a name. One that is not to be written cannot be changed any more and is opened for reading:
+// QEMU takes a descriptor from a set only in the mode it asks for.
+func memoryFile(name string, contents []byte, write bool) (*os.File, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
 		return nil, os.NewSyscallError("memfd_create", err)
 	}
 	f := os.NewFile(uintptr(fd), name)
-	defer f.Close()
 	if _, err := f.Write(contents); err != nil {
+		_ = f.Close()
 		return nil, fmt.Errorf("memory file %s: %w", name, err)
 	}
+	if write {
+		return f, nil
+	}
+	defer f.Close()
 	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_WRITE|unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_SEAL); err != nil {
 		return nil, os.NewSyscallError("seal "+name, err)
 	}
-	// QEMU takes a descriptor from a set only in the mode it asks for.
 	return os.Open("/proc/self/fd/" + strconv.Itoa(int(f.Fd())))
 }
 
@@ -340,7 +344,7 @@ func readable(path string, user *Credential) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return memoryFile(filepath.Base(path), b)
+	return memoryFile(filepath.Base(path), b, false)
 }
 
 // pump moves the kernel's log to its file. A full disk loses the file's rest, not the machine.
@@ -373,6 +377,7 @@ func (m *Machine) watch(conn net.Conn, seen *ending) {
 	m.qmp = client
 	close(m.greeted)
 	defer client.Close()
+	diskErrors := map[string]int{} // by drive and operation
 	for e := range client.Events() {
 		switch e.Name {
 		case "SHUTDOWN":
@@ -394,11 +399,14 @@ func (m *Machine) watch(conn net.Conn, seen *ending) {
 				Device    string `json:"device"`
 				Node      string `json:"node-name"`
 				Operation string `json:"operation"`
-				NoSpace   bool   `json:"nospace"`
 				Reason    string `json:"reason"`
 			}
 			_ = json.Unmarshal(e.Data, &data)
-			m.log.Error("the host failed to serve the guest's disk", "drive", data.Node, "operation", data.Operation, "disk full", data.NoSpace, "error", data.Reason)
+			key := data.Node + " " + data.Operation
+			diskErrors[key]++
+			if n := diskErrors[key]; n&(n-1) == 0 { // a guest with much to write meets a full disk very often
+				m.log.Error("the host failed to serve the guest's disk", "drive", data.Node, "operation", data.Operation, "error", data.Reason, "times", n)
+			}
 		}
 	}
 }

@@ -62,10 +62,11 @@ type Drive struct {
 
 	// Exactly one of these is the contents.
 	Path    string   // a raw file
-	Extents []Extent // several raw files, shown as one device one behind the other; needs ReadOnly
+	Extents []Extent // several raw files, shown as one device one behind the other; blocks that the guest frees stay taken
 }
 
-// Extent is a file as a part of a drive. It takes Size rounded up to ExtentAlignment; what the file lacks reads as zero.
+// Extent is a file as a part of a drive. It takes Size rounded up to ExtentAlignment; what the file lacks reads as zero, and a
+// write there makes it longer.
 type Extent struct {
 	Path string
 	Size int64 // bytes of the file that are shown, from its beginning; > 0
@@ -138,8 +139,6 @@ func (c Config) Validate() error {
 		switch {
 		case (d.Path == "") == (len(d.Extents) == 0):
 			bad("%s: needs either a path or extents", name)
-		case len(d.Extents) > 0 && !d.ReadOnly:
-			bad("%s: several files shown as one cannot be written", name)
 		}
 		for j, e := range d.Extents {
 			if e.Path == "" || e.Size <= 0 {

@@ -20,6 +20,10 @@ const (
 	defaultVCPUs  = 4       // at most, and no more than the host has
 )
 
+// volumeDevices is how many volumes get a block device each, which is what a microvm has places for beside the network. More
+// than that share one, which cannot give freed blocks back to the host.
+const volumeDevices = 3
+
 // guestMemory is what the guest itself needs beside what its containers were promised: the kernel with its page
 // tables and init. It grows with the machine, because the kernel keeps 64 bytes for each page of 4 KiB.
 func guestMemory(pod int64) int64 { return 64<<20 + pod/48 }
@@ -45,6 +49,7 @@ type machineInput struct {
 	Pod      *spec.Pod // of the bundle, with the overrides of this start
 	Package  *bundle.Package
 	Layers   []bundle.Layer
+	Volumes  []bundle.Volume
 	Engine   vmm.Engine
 	QEMU     string
 	HostCPUs int
@@ -88,8 +93,16 @@ func machineConfig(in machineInput) vmm.Config {
 		}
 		c.Drives = append(c.Drives, d)
 	}
-	for i, v := range in.Pod.Volumes {
-		c.Drives = append(c.Drives, vmm.Drive{Serial: spec.VolumeSerial(i), Path: in.Bundle.VolumePath(v.Name)})
+	if len(in.Volumes) > volumeDevices {
+		d := vmm.Drive{Serial: spec.SerialVolumes}
+		for _, v := range in.Volumes {
+			d.Extents = append(d.Extents, vmm.Extent{Path: v.Path, Size: v.Size})
+		}
+		c.Drives = append(c.Drives, d)
+	} else {
+		for i, v := range in.Volumes {
+			c.Drives = append(c.Drives, vmm.Drive{Serial: spec.VolumeSerial(i), Path: v.Path})
+		}
 	}
 	// Over virtio-serial the control channel needs no place of its own: AF_VSOCK gives way to a drive.
 	if c.CID != 0 && errors.Is(c.Validate(), vmm.ErrSlots) {
@@ -103,20 +116,31 @@ func extents(layers []bundle.Layer) []spec.Extent {
 	var out []spec.Extent
 	at := int64(0)
 	for _, l := range layers {
-		n := (l.Size + vmm.ExtentAlignment - 1) / vmm.ExtentAlignment * vmm.ExtentAlignment
+		n := aligned(l.Size)
 		out = append(out, spec.Extent{DiffID: l.DiffID, Offset: at, Length: n})
 		at += n
 	}
 	return out
 }
 
-// volumeDrives says which device holds which volume.
-func volumeDrives(p *spec.Pod) []spec.Drive {
+// volumeDrives says where each volume is.
+func volumeDrives(volumes []bundle.Volume) []spec.Drive {
 	var out []spec.Drive
-	for i, v := range p.Volumes {
-		out = append(out, spec.Drive{Name: v.Name, Serial: spec.VolumeSerial(i)})
+	at := int64(0)
+	for i, v := range volumes {
+		d := spec.Drive{Name: v.Name, Serial: spec.VolumeSerial(i)}
+		if len(volumes) > volumeDevices {
+			d.Serial, d.Offset, d.Length = spec.SerialVolumes, at, aligned(v.Size)
+			at += d.Length
+		}
+		out = append(out, d)
 	}
 	return out
+}
+
+// aligned is the length that a file takes among the extents of a drive.
+func aligned(size int64) int64 {
+	return (size + vmm.ExtentAlignment - 1) / vmm.ExtentAlignment * vmm.ExtentAlignment
 }
 
 // guestNetwork is what the guest is told of its wire.

@@ -1,10 +1,10 @@
 package main
 
 import (
-	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -19,10 +19,11 @@ import (
 )
 
 func TestMachineConfig(t *testing.T) {
-	pod := &spec.Pod{Name: "shop", Containers: []spec.Container{{Name: "a"}}, Volumes: []spec.Volume{{Name: "data"}, {Name: "more"}}}
+	pod := &spec.Pod{Name: "shop", Containers: []spec.Container{{Name: "a"}}}
 	layers := []bundle.Layer{{DiffID: "sha256:aa", Path: "/s/aa", Size: 5000}, {DiffID: "sha256:bb", Path: "/s/bb", Size: 8192}}
+	volumes := []bundle.Volume{{Name: "data", Path: "/b/volumes/data.ext4", Size: 1 << 30}, {Name: "more", Path: "/b/volumes/more.ext4", Size: 5000}}
 	got := machineConfig(machineInput{
-		Bundle: &bundle.Bundle{Dir: "/b"}, Pod: pod, Layers: layers, Engine: vmm.TCG, QEMU: "/qemu", HostCPUs: 8, TSCKHz: 2_000_000,
+		Bundle: &bundle.Bundle{Dir: "/b"}, Pod: pod, Layers: layers, Volumes: volumes, Engine: vmm.TCG, QEMU: "/qemu", HostCPUs: 8, TSCKHz: 2_000_000,
 		Package: &bundle.Package{Dir: "/p", Manifest: bundle.Manifest{CommandLine: "quiet"}},
 	})
 	want := vmm.Config{
@@ -52,29 +53,31 @@ func TestMachineConfig(t *testing.T) {
 		}
 	}
 	wire := &vmm.Wire{Kind: vmm.WireTap, File: os.Stderr, MAC: "02:00:00:00:00:01"}
-	for volumes, want := range map[int]uint32{2: 5, 3: 0} {
-		p := *pod
-		p.Volumes = make([]spec.Volume, volumes)
-		for i := range p.Volumes {
-			p.Volumes[i].Name = fmt.Sprint("v", i)
-		}
+	for n, want := range map[int]uint32{2: 5, 3: 0, 4: 5, 16: 5} {
 		c := machineConfig(machineInput{
-			Bundle: &bundle.Bundle{Dir: "/b"}, Pod: &p, Layers: layers, Package: &bundle.Package{Dir: "/p"},
+			Bundle: &bundle.Bundle{Dir: "/b"}, Pod: pod, Layers: layers, Volumes: slices.Repeat(volumes, n)[:n], Package: &bundle.Package{Dir: "/p"},
 			Engine: vmm.KVM, QEMU: "/qemu", HostCPUs: 1, Wire: wire, CID: 5,
 		})
 		if c.CID != want {
-			t.Errorf("with %d volumes: got context id %d, want %d", volumes, c.CID, want)
+			t.Errorf("with %d volumes: got context id %d, want %d", n, c.CID, want)
 		}
 		if err := c.Validate(); err != nil {
-			t.Errorf("with %d volumes: %v", volumes, err)
+			t.Errorf("with %d volumes: %v", n, err)
 		}
 	}
 	wantExtents := []spec.Extent{{DiffID: "sha256:aa", Offset: 0, Length: 8192}, {DiffID: "sha256:bb", Offset: 8192, Length: 8192}}
 	if d := cmp.Diff(wantExtents, extents(layers)); d != "" {
 		t.Errorf("extents (-want +got):\n%s", d)
 	}
-	if d := cmp.Diff([]spec.Drive{{Name: "data", Serial: "volume0"}, {Name: "more", Serial: "volume1"}}, volumeDrives(pod)); d != "" {
+	if d := cmp.Diff([]spec.Drive{{Name: "data", Serial: "volume0"}, {Name: "more", Serial: "volume1"}}, volumeDrives(volumes)); d != "" {
 		t.Errorf("volumes (-want +got):\n%s", d)
+	}
+	shared := []spec.Drive{
+		{Name: "data", Serial: "volumes", Length: 1 << 30}, {Name: "more", Serial: "volumes", Offset: 1 << 30, Length: 8192},
+		{Name: "data", Serial: "volumes", Offset: 1<<30 + 8192, Length: 1 << 30}, {Name: "more", Serial: "volumes", Offset: 2<<30 + 8192, Length: 8192},
+	}
+	if d := cmp.Diff(shared, volumeDrives(slices.Repeat(volumes, 2))); d != "" {
+		t.Errorf("volumes on one device (-want +got):\n%s", d)
 	}
 }
 

@@ -115,8 +115,8 @@ func (s *supervisor) run(ctx context.Context) (code int, err error) {
 	}
 	end.Time = time.Now().UTC()
 	state.Phase, state.End, state.Pid, state.MachinePid = bundle.PhaseEnded, &end, 0, 0
-	if werr := s.bundle.SetState(state); werr != nil {
-		err = errors.Join(err, werr)
+	if werr := s.bundle.SetState(state); werr != nil { // how the containers ended is still worth an exit code
+		s.log.Error("the state on disk is old", "error", werr)
 	}
 	if err != nil {
 		return exitOwnFailure, err
@@ -160,6 +160,10 @@ func (s *supervisor) supervise(ctx context.Context, state *bundle.State, signals
 	if err != nil {
 		return end, err
 	}
+	volumes, err := s.bundle.Volumes()
+	if err != nil {
+		return end, err
+	}
 	host, err := probe(ctx, s.log, s.app.Root, s.opts.Engine)
 	if err != nil {
 		return end, err
@@ -182,7 +186,7 @@ func (s *supervisor) supervise(ctx context.Context, state *bundle.State, signals
 		s.log.Warn("QEMU runs as root", "error", err)
 	}
 	config := machineConfig(machineInput{
-		Bundle: s.bundle, Pod: s.pod, Package: pkg, Layers: layers, Engine: host.Engine, QEMU: host.QEMU.Path,
+		Bundle: s.bundle, Pod: s.pod, Package: pkg, Layers: layers, Volumes: volumes, Engine: host.Engine, QEMU: host.QEMU.Path,
 		HostCPUs: runtime.NumCPU(), Wire: machineWire(nc.Mode, wire), RunAs: runAs, TSCKHz: host.TSCKHz, CID: contextID(),
 	})
 	if s.machine, err = vmm.Start(ctx, config, s.log); err != nil {
@@ -199,7 +203,7 @@ func (s *supervisor) supervise(ctx context.Context, state *bundle.State, signals
 		return end, err
 	}
 	placement := spec.Placement{
-		Layers: extents(layers), Volumes: volumeDrives(s.pod), Hold: s.opts.Hold, Linger: s.opts.Linger,
+		Layers: extents(layers), Volumes: volumeDrives(volumes), Hold: s.opts.Hold, Linger: s.opts.Linger,
 		Network: guestNetwork(nc.Mode, wire.Guest(), wire.Ports()),
 	}
 	for _, dir := range shares {

@@ -1,9 +1,9 @@
-// Package disk finds a machine's block devices by their serial numbers, cuts the layers drive into layers and mounts
-// what is on them.
+// Package disk finds a machine's block devices by their serial numbers, cuts those that hold several file systems,
+// and mounts what is on them.
 //
 //	drives, err := disk.Drives()
-//	dev, err := disk.Linear("layer0", drives["layers"], offset, length)
-//	err = disk.MountLayer(dev, "/run/layers/0")
+//	layer, err := disk.Linear("layer0", drives["layers"], offset, length, disk.ReadOnly)
+//	err = disk.MountLayer(layer.Path, "/run/layers/0")
 //	err = disk.MountWritable(drives["scratch"], "/run/scratch")
 package disk
 
@@ -86,19 +86,28 @@ func Find(all map[string]Drive, serial string) (Drive, error) {
 	return Drive{}, fmt.Errorf("the machine has no drive with the serial number %q (it has: %s)", serial, strings.Join(have, ", "))
 }
 
-// Linear makes a read-only block device of length bytes at offset of a drive, by the device mapper.
-func Linear(name string, d Drive, offset, length int64) (dev string, err error) {
+// Access is what may be done with a device of [Linear].
+type Access bool
+
+// The kinds of access.
+const (
+	ReadOnly Access = false
+	Writable Access = true
+)
+
+// Linear makes a block device of length bytes at offset of a drive, by the device mapper.
+func Linear(name string, d Drive, offset, length int64, access Access) (Drive, error) {
 	switch {
 	case offset < 0 || length <= 0 || offset%SectorSize != 0 || length%SectorSize != 0:
-		return "", fmt.Errorf("cut %s out of %s: %d bytes at %d are no whole sectors", name, d.Path, length, offset)
+		return Drive{}, fmt.Errorf("cut %s out of %s: %d bytes at %d are no whole sectors", name, d.Path, length, offset)
 	case offset > d.Size || length > d.Size-offset:
-		return "", fmt.Errorf("cut %s out of %s: %d bytes at %d do not fit its %d bytes", name, d.Path, length, offset, d.Size)
+		return Drive{}, fmt.Errorf("cut %s out of %s: %d bytes at %d do not fit its %d bytes", name, d.Path, length, offset, d.Size)
 	}
-	minor, err := createLinear(name, d.Path, offset/SectorSize, length/SectorSize)
+	minor, err := createLinear(name, d.Path, offset/SectorSize, length/SectorSize, access)
 	if err != nil {
-		return "", fmt.Errorf("cut %s out of %s: %w", name, d.Path, err)
+		return Drive{}, fmt.Errorf("cut %s out of %s: %w", name, d.Path, err)
 	}
-	return fmt.Sprintf("/dev/dm-%d", minor), nil
+	return Drive{Path: fmt.Sprintf("/dev/dm-%d", minor), Size: length}, nil
 }
 
 // Remove takes a device of Linear away.

@@ -76,14 +76,14 @@ func TestLinearRefuses(t *testing.T) {
 		{"empty", 0, 0, "no whole sectors"},
 		{"negative", -512, 512, "no whole sectors"},
 	} {
-		if _, err := Linear("x", d, tt.offset, tt.length); err == nil || !strings.Contains(err.Error(), tt.want) {
+		if _, err := Linear("x", d, tt.offset, tt.length, ReadOnly); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: got %v, want %q", tt.name, err, tt.want)
 		}
 	}
 }
 
 func TestLinearTable(t *testing.T) {
-	b, err := linearTable("layer1", "/dev/vda", 8, 16)
+	b, err := linearTable("layer1", "/dev/vda", 8, 16, ReadOnly)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,11 +93,14 @@ func TestLinearTable(t *testing.T) {
 	if got := string(b[dmOffName : dmOffName+6]); got != "layer1" {
 		t.Errorf("name: %q", got)
 	}
+	if binary.NativeEndian.Uint32(b[dmOffFlags:]) != dmReadOnly {
+		t.Error("a device to be read can be written")
+	}
 	spec := b[dmHeaderSize:]
 	if binary.NativeEndian.Uint64(spec[8:]) != 16 || string(spec[24:30]) != "linear" || string(spec[dmSpecSize:dmSpecSize+11]) != "/dev/vda 8\x00" {
 		t.Errorf("target: %q", spec)
 	}
-	if _, err := linearTable(strings.Repeat("x", dmNameSize), "/dev/vda", 0, 1); err == nil {
+	if _, err := linearTable(strings.Repeat("x", dmNameSize), "/dev/vda", 0, 1, Writable); err == nil {
 		t.Error("a name that does not fit was taken")
 	}
 }

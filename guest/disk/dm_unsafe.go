@@ -55,7 +55,7 @@ func call(f *os.File, op string, nr uintptr, b []byte) error {
 }
 
 // linearTable is the buffer of DM_TABLE_LOAD for one linear target; start and length are sectors.
-func linearTable(name, backing string, start, length int64) ([]byte, error) {
+func linearTable(name, backing string, start, length int64, access Access) ([]byte, error) {
 	params := fmt.Sprintf("%s %d\x00", backing, start)
 	size := dmHeaderSize + dmSpecSize + (len(params)+7)&^7
 	b := make([]byte, size)
@@ -63,7 +63,9 @@ func linearTable(name, backing string, start, length int64) ([]byte, error) {
 		return nil, err
 	}
 	binary.NativeEndian.PutUint32(b[dmOffTargetCount:], 1)
-	binary.NativeEndian.PutUint32(b[dmOffFlags:], dmReadOnly)
+	if access == ReadOnly {
+		binary.NativeEndian.PutUint32(b[dmOffFlags:], dmReadOnly)
+	}
 	spec := b[dmHeaderSize:]
 	binary.NativeEndian.PutUint64(spec[0:], 0)                          // first sector
 	binary.NativeEndian.PutUint64(spec[8:], uint64(length))             // sectors
@@ -73,7 +75,7 @@ func linearTable(name, backing string, start, length int64) ([]byte, error) {
 	return b, nil
 }
 
-func createLinear(name, backing string, start, length int64) (minor uint32, err error) {
+func createLinear(name, backing string, start, length int64, access Access) (minor uint32, err error) {
 	f, err := os.OpenFile(dmControl, os.O_RDWR, 0)
 	if err != nil {
 		return 0, fmt.Errorf("open the device mapper: %w (the kernel needs CONFIG_BLK_DEV_DM)", err)
@@ -87,7 +89,7 @@ func createLinear(name, backing string, start, length int64) (minor uint32, err 
 		return 0, err
 	}
 	dev := binary.NativeEndian.Uint64(b[dmOffDev:])
-	table, err := linearTable(name, backing, start, length)
+	table, err := linearTable(name, backing, start, length, access)
 	if err != nil {
 		return 0, err
 	}
