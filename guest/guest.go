@@ -5,9 +5,7 @@
 package guest
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -293,14 +291,8 @@ func (g *guest) receive(ctx context.Context) error {
 	if kind != spec.FramePlacement {
 		return fmt.Errorf("receive the placement: got frame %q", kind)
 	}
-	g.place = &spec.Placement{}
-	// What this init does not know it would do wrong: a volume mounted from the wrong place is lost.
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
-	if err := d.Decode(g.place); err != nil {
-		return fmt.Errorf("parse the placement: %w (is the machine package older than kcradle? make build)", err)
-	}
-	return nil
+	g.place, err = spec.ParsePlacement(b)
+	return err
 }
 
 // clock sets the wall clock and the random state: before any code of the pod runs.

@@ -238,7 +238,7 @@ func TestVMBadDisks(t *testing.T) {
 			}
 		}, "mount layer"},
 		{"no scratch", func(t *testing.T, d *disks) { d.drives = d.drives[:1] }, `no drive with the serial number "scratch"`},
-		{"layer beyond the drive", func(t *testing.T, d *disks) { d.place.Layers[1].Length += 1 << 30 }, "do not fit"},
+		{"layer beyond the drive", func(t *testing.T, d *disks) { d.place.Layers[1].Length += 1 << 30 }, "it does not fit: the drive has"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			d := makeDisks(t)

@@ -1,6 +1,9 @@
 package spec
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // Placement is what the host decided for one start of a pod. An attested pod takes it as a hint, never as truth.
 type Placement struct {
@@ -19,6 +22,16 @@ type Placement struct {
 	Hold bool `json:"hold,omitempty"`
 	// Linger keeps the machine up after the last container has ended.
 	Linger bool `json:"linger,omitempty"`
+}
+
+// ParsePlacement reads a placement strictly: what a guest does not know it would do wrong, and a volume mounted from the
+// wrong place is lost.
+func ParsePlacement(b []byte) (*Placement, error) {
+	var p Placement
+	if err := strict(b, &p); err != nil {
+		return nil, fmt.Errorf("parse placement: %w (is the machine package of another version than kcradle?)", err)
+	}
+	return &p, nil
 }
 
 // Extent is a run of bytes on the drive SerialLayers, both numbers multiples of 4096.

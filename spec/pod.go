@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"time"
@@ -106,14 +107,14 @@ type Container struct {
 	ShmSize    int64   `json:"shm_size,omitempty"` // bytes; zero: 64 MiB
 	Privileged bool    `json:"privileged,omitempty"`
 
-	CapAdd      []string             `json:"cap_add,omitempty"`
-	CapDrop     []string             `json:"cap_drop,omitempty"`
-	NoNewPrivs  bool                 `json:"no_new_privileges,omitempty"`
-	Ulimits     []specs.POSIXRlimit  `json:"ulimits,omitempty"`
-	Sysctls     map[string]string    `json:"sysctls,omitempty"`
-	OOMScoreAdj int                  `json:"oom_score_adj,omitempty"`
-	Resources   specs.LinuxResources `json:"resources,omitzero"` // cgroup v2: memory, swap, cpu, pids, block io
-	Devices     []specs.LinuxDevice  `json:"devices,omitempty"`
+	CapAdd      []string            `json:"cap_add,omitempty"`
+	CapDrop     []string            `json:"cap_drop,omitempty"`
+	NoNewPrivs  bool                `json:"no_new_privileges,omitempty"`
+	Ulimits     []specs.POSIXRlimit `json:"ulimits,omitempty"`
+	Sysctls     map[string]string   `json:"sysctls,omitempty"`
+	OOMScoreAdj int                 `json:"oom_score_adj,omitempty"`
+	Resources   Resources           `json:"resources,omitzero"` // cgroup v2: memory, swap, cpu, pids, block io
+	Devices     []specs.LinuxDevice `json:"devices,omitempty"`
 
 	Restart     Restart      `json:"restart,omitzero"`
 	Healthcheck *Healthcheck `json:"healthcheck,omitempty"`
@@ -124,6 +125,16 @@ type Container struct {
 	// container has, or one of them failed with nothing left to restart it.
 	NonCritical bool `json:"non_critical,omitempty"`
 }
+
+// Resources are limits as the OCI runtime specification has them. Its JSON methods keep encoding/json from looking at all the
+// types below it for every pod: the guest parses one on the way to its first process.
+type Resources struct{ specs.LinuxResources }
+
+// MarshalJSON encodes r as the specification says.
+func (r Resources) MarshalJSON() ([]byte, error) { return json.Marshal(r.LinuxResources) }
+
+// UnmarshalJSON decodes r strictly.
+func (r *Resources) UnmarshalJSON(b []byte) error { return strict(b, &r.LinuxResources) }
 
 // Dependency is one condition for a container's start.
 type Dependency struct {
@@ -237,26 +248,37 @@ func ParsePod(b []byte) (*Pod, error) {
 	if len(b) > MaxPodBytes {
 		return nil, fmt.Errorf("parse pod: %d bytes are more than the limit of %d", len(b), MaxPodBytes)
 	}
-	var v struct {
-		Version int `json:"version"`
-	}
-	// Unmarshal also refuses anything behind the document, which a Decoder would not.
-	if err := json.Unmarshal(b, &v); err != nil {
-		return nil, fmt.Errorf("parse pod: %w", err)
-	}
-	if v.Version > PodVersion {
-		return nil, fmt.Errorf("parse pod: version %d: %w", v.Version, ErrNewer)
-	}
 	var p Pod
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&p); err != nil {
+	if err := strict(b, &p); err != nil {
+		// What this version does not know may be right in a newer one.
+		var v struct {
+			Version int `json:"version"`
+		}
+		if json.Unmarshal(b, &v) == nil && v.Version > PodVersion {
+			err = fmt.Errorf("version %d: %w", v.Version, ErrNewer)
+		}
 		return nil, fmt.Errorf("parse pod: %w", err)
+	}
+	if p.Version > PodVersion {
+		return nil, fmt.Errorf("parse pod: version %d: %w", p.Version, ErrNewer)
 	}
 	if err := p.Validate(); err != nil {
 		return nil, fmt.Errorf("parse pod: %w", err)
 	}
 	return &p, nil
+}
+
+// strict decodes one JSON value without unknown fields and with nothing behind it.
+func strict(b []byte, into any) error {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(into); err != nil {
+		return err
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return errors.New("there is something behind the document")
+	}
+	return nil
 }
 
 // Encode returns the canonical bytes of a valid pod: fields in the order of the types, map keys sorted, two

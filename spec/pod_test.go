@@ -112,7 +112,7 @@ func TestParsePodRefuses(t *testing.T) {
 	}{
 		{"unknown field", strings.Replace(string(good), `"name": "web",`, `"name": "web", "colour": 1,`, 1), `unknown field "colour"`},
 		{"newer version", strings.Replace(string(good), `"version": 1`, `"version": 2`, 1), "upgrade kcradle"},
-		{"trailing data", string(good) + "{}", "after top-level value"},
+		{"trailing data", string(good) + "{}", "something behind the document"},
 		{"truncated", string(good[:len(good)/2]), "parse pod"},
 		{"too large", strings.Repeat(" ", MaxPodBytes+1), "more than the limit"},
 	} {

@@ -128,7 +128,7 @@ func Start(ctx context.Context, config Config, log *slog.Logger) (*Machine, erro
 	go func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		err := cmd.Start()
+		err := startWith(cmd, engines[config.Engine].smallPages)
 		started <- err
 		if err == nil {
 			waited <- cmd.Wait()
@@ -178,6 +178,18 @@ func Start(ctx context.Context, config Config, log *slog.Logger) (*Machine, erro
 		close(m.done)
 	}()
 	return m, nil
+}
+
+// startWith starts a command, with transparent huge pages disabled for it if smallPages is set. It inherits that from this
+// process, which has it only meanwhile.
+func startWith(cmd *exec.Cmd, smallPages bool) error {
+	if smallPages {
+		before, err := unix.PrctlRetInt(unix.PR_GET_THP_DISABLE, 0, 0, 0, 0)
+		if err == nil && before == 0 && unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0) == nil {
+			defer func() { _ = unix.Prctl(unix.PR_SET_THP_DISABLE, 0, 0, 0, 0) }()
+		} // a kernel without this: slower, no more
+	}
+	return cmd.Start()
 }
 
 type discard struct{}

@@ -83,7 +83,7 @@ func TestMachineConfig(t *testing.T) {
 
 func TestPodMemory(t *testing.T) {
 	limit := func(n int64) spec.Container {
-		return spec.Container{Resources: specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &n}}}
+		return spec.Container{Resources: spec.Resources{LinuxResources: specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &n}}}}
 	}
 	for _, tt := range []struct {
 		name string

@@ -89,7 +89,7 @@ func TestContainerOptions(t *testing.T) {
 		{"restart no", containerOptions{Restart: "no"}, func(*spec.Container) {}},
 		{"limits", containerOptions{Memory: "64m", CPUs: "1.5", PidsLimit: 50, ShmSize: "1g", OOMScoreAdj: -5},
 			func(c *spec.Container) {
-				c.Resources = specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit},
+				c.Resources.LinuxResources = specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit},
 					CPU: &specs.LinuxCPU{Quota: &quota, Period: &period}, Pids: &specs.LinuxPids{Limit: &pids}}
 				c.ShmSize, c.OOMScoreAdj = 1<<30, -5
 			}},

@@ -29,7 +29,6 @@ const SectorSize = 512
 // Drive is a block device of the machine.
 type Drive struct {
 	Path string // /dev/vda
-	Size int64  // bytes
 }
 
 // Drives maps serial numbers to virtio block devices.
@@ -57,15 +56,7 @@ func drives(sys, dev string) (map[string]Drive, error) {
 		if other, ok := out[serial]; ok {
 			return nil, fmt.Errorf("the drives %s and %s/%s have the same serial number %q", other.Path, dev, name, serial)
 		}
-		b, err = os.ReadFile(filepath.Join(sys, name, "size"))
-		if err != nil {
-			return nil, fmt.Errorf("read the size of %s: %w", name, err)
-		}
-		sectors, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
-		if err != nil {
-			return nil, fmt.Errorf("read the size of %s: %w", name, err)
-		}
-		out[serial] = Drive{Path: filepath.Join(dev, name), Size: sectors * SectorSize}
+		out[serial] = Drive{Path: filepath.Join(dev, name)}
 	}
 	return out, nil
 }
@@ -97,17 +88,29 @@ const (
 
 // Linear makes a block device of length bytes at offset of a drive, by the device mapper.
 func Linear(name string, d Drive, offset, length int64, access Access) (Drive, error) {
-	switch {
-	case offset < 0 || length <= 0 || offset%SectorSize != 0 || length%SectorSize != 0:
+	if offset < 0 || length <= 0 || offset%SectorSize != 0 || length%SectorSize != 0 {
 		return Drive{}, fmt.Errorf("cut %s out of %s: %d bytes at %d are no whole sectors", name, d.Path, length, offset)
-	case offset > d.Size || length > d.Size-offset:
-		return Drive{}, fmt.Errorf("cut %s out of %s: %d bytes at %d do not fit its %d bytes", name, d.Path, length, offset, d.Size)
 	}
 	minor, err := createLinear(name, d.Path, offset/SectorSize, length/SectorSize, access)
-	if err != nil {
-		return Drive{}, fmt.Errorf("cut %s out of %s: %w", name, d.Path, err)
+	if errors.Is(err, unix.EINVAL) {
+		if n, serr := size(d.Path); serr == nil && (offset > n || length > n-offset) {
+			err = fmt.Errorf("it does not fit: the drive has %d bytes", n)
+		}
 	}
-	return Drive{Path: fmt.Sprintf("/dev/dm-%d", minor), Size: length}, nil
+	if err != nil {
+		return Drive{}, fmt.Errorf("cut %s, %d bytes at %d, out of %s: %w", name, length, offset, d.Path, err)
+	}
+	return Drive{Path: fmt.Sprintf("/dev/dm-%d", minor)}, nil
+}
+
+// size is that of a block device in bytes.
+func size(path string) (int64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	return f.Seek(0, io.SeekEnd)
 }
 
 // Remove takes a device of Linear away.
@@ -139,26 +142,31 @@ const (
 // after a crash. Access times are not kept, because each read would become a write; freed blocks are given back to the
 // host's sparse file; after an error the file system turns read-only rather than spreading the damage.
 func MountWritable(d Drive, dir string) error {
-	f, err := os.Open(d.Path)
-	if err != nil {
-		return err
-	}
-	var magic [2]byte
-	_, err = f.ReadAt(magic[:], ext4MagicOffset)
-	f.Close()
-	if err != nil && !errors.Is(err, io.EOF) {
-		return fmt.Errorf("read %s: %w", d.Path, err)
-	}
-	if !bytes.Equal(magic[:], []byte{ext4Magic & 0xff, ext4Magic >> 8}) {
-		return fmt.Errorf("%s holds no ext4 file system; the host makes it when it makes the disk", d.Path)
-	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	if err := unix.Mount(d.Path, dir, "ext4", unix.MS_NOATIME, "discard,errors=remount-ro"); err != nil {
+	err := unix.Mount(d.Path, dir, "ext4", unix.MS_NOATIME, "discard,errors=remount-ro")
+	if err != nil {
+		if ok, merr := isExt4(d.Path); merr == nil && !ok {
+			return fmt.Errorf("%s holds no ext4 file system; the host makes it when it makes the disk", d.Path)
+		}
 		return fmt.Errorf("mount %s: %w", d.Path, err)
 	}
 	return nil
+}
+
+// isExt4 looks for the magic number of a superblock.
+func isExt4(path string) (bool, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	var magic [2]byte
+	if _, err = f.ReadAt(magic[:], ext4MagicOffset); err != nil && !errors.Is(err, io.EOF) {
+		return false, err
+	}
+	return bytes.Equal(magic[:], []byte{ext4Magic & 0xff, ext4Magic >> 8}), nil
 }
 
 // AwaitFree waits until no file system holds a drive any more, which is when all its data is on it: an unmounted file

@@ -225,7 +225,7 @@ func (c *Container) launch(restarts int) error {
 	c.mu.Lock()
 	cfg.Process.Size = c.size
 	c.mu.Unlock()
-	cgroup, err := container.NewCgroup(c.pod.cfg.Cgroup, c.ID(), &c.doc.Resources)
+	cgroup, err := container.NewCgroup(c.pod.cfg.Cgroup, c.ID(), &c.doc.Resources.LinuxResources)
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/kcradle/kcradle/dockerapi"
@@ -34,10 +35,14 @@ type server struct {
 	log    *slog.Logger
 }
 
-// New returns the handler of the API. It may be served before the pod is launched: calls that need it wait.
+// New returns the handler of the API. It may be served before the pod is launched: calls that need it wait. The first call
+// makes it, so that the pod's start need not wait for what nobody may ever use.
 func New(source Source, log *slog.Logger) http.Handler {
-	s := &server{source: source, log: log}
-	return dockerapi.New(dockerapi.Config{Engine: EngineVersion, Log: log}, s.routes())
+	handler := sync.OnceValue(func() http.Handler {
+		s := &server{source: source, log: log}
+		return dockerapi.New(dockerapi.Config{Engine: EngineVersion, Log: log}, s.routes())
+	})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { handler().ServeHTTP(w, r) })
 }
 
 // Serve serves h on l until ctx is done, then closes l and every connection.

@@ -27,7 +27,7 @@ func main() {
 	var c config
 	flag.IntVar(&c.rounds, "n", 10, "rounds")
 	flag.StringVar(&c.kcradle, "kcradle", "bin/kcradle", "the program to measure")
-	flag.StringVar(&c.only, "only", "", "run the cases whose name contains this")
+	flag.StringVar(&c.only, "only", "", "run the cases whose name contains one of these, with commas between them")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -107,7 +107,7 @@ func run(ctx context.Context, c config) (err error) {
 	}
 	var list []benchCase
 	for _, k := range cases() {
-		if strings.Contains(k.name, c.only) {
+		if slices.ContainsFunc(strings.Split(c.only, ","), func(s string) bool { return strings.Contains(k.name, s) }) {
 			list = append(list, k)
 		}
 	}
