@@ -37,6 +37,11 @@ func (o *sourceOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.MaxLayer, "max-layer-size", "", "what one layer may unpack to (default 64 GiB, and 200 times its size where that is more than 4 GiB)")
 }
 
+func (o *sourceOptions) registryFlags(f *pflag.FlagSet) {
+	f.StringSliceVar(&o.PlainHTTP, "plain-http", nil, "`HOST[:PORT]` of a registry to speak to without TLS")
+	f.IntVar(&o.Parallel, "parallel", 0, "layers at a time (default 4)")
+}
+
 // plainHTTPVariable names registries that are spoken to without TLS, separated by commas.
 const plainHTTPVariable = "KCRADLE_PLAIN_HTTP"
 
@@ -97,9 +102,8 @@ Credentials are docker's (docker login). Registries are spoken to with TLS unles
 	}
 	f := cmd.Flags()
 	o.flags(f)
-	f.StringSliceVar(&o.PlainHTTP, "plain-http", nil, "`HOST[:PORT]` of a registry to speak to without TLS")
+	o.registryFlags(f)
 	f.StringVar(&o.Policy, "policy", string(image.Always), "when to ask a registry: always, missing or never")
-	f.IntVar(&o.Parallel, "parallel", 0, "layers at a time (default 4)")
 	return cmd
 }
 

@@ -37,11 +37,10 @@ type summonOptions struct {
 	AddHosts                   []string
 	VolumeSize, ScratchSize    string
 
+	sourceOptions
 	Pull     string
-	Platform string
 	Force    bool
 	Portable bool
-	Quiet    bool
 }
 
 func newSummon(a *app) *cobra.Command {
@@ -104,9 +103,9 @@ same name and size keep their contents, everything else of the old bundle goes.`
 	f.StringVar(&o.PodFile, "pod", "", "a `file` (YAML or JSON, - for standard input) that describes several containers")
 	f.BoolVarP(&o.Force, "force", "f", false, "replace a bundle that is there")
 	f.BoolVar(&o.Portable, "portable", false, "copy layers and machine package instead of linking to them")
-	f.BoolVarP(&o.Quiet, "quiet", "q", false, "no progress")
+	o.flags(f)
+	o.registryFlags(f)
 	f.StringVar(&o.Pull, "pull", "missing", "ask the source for the image: always, missing or never")
-	f.StringVar(&o.Platform, "platform", "", "only linux/amd64 runs here")
 	f.StringVar(&o.ScratchSize, "scratch-size", "", "size of the writable disk (default 10g; it takes what is written)")
 	f.StringVar(&o.VolumeSize, "volume-size", "", "size of each volume (default 10g; it takes what is written)")
 	f.StringArrayVarP(&o.Publish, "publish", "p", nil, "publish a port: [[ADDRESS:]HOST:]CONTAINER[/udp]")
@@ -465,8 +464,7 @@ func getImage(ctx context.Context, a *app, store *image.Store, name string, o su
 	if err != nil {
 		return nil, err
 	}
-	source := sourceOptions{Quiet: o.Quiet, Platform: o.Platform}
-	opts, err := source.pullOptions(image.Policy(o.Pull))
+	opts, err := o.pullOptions(image.Policy(o.Pull))
 	if err != nil {
 		return nil, err
 	}
