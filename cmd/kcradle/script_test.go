@@ -45,6 +45,10 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		defer os.RemoveAll(programDir)
+		if err := os.Chmod(programDir, 0o755); err != nil { // some tests run it as another user
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
 		return m.Run()
 	}())
 }
