@@ -15,7 +15,7 @@ help: ## show this
 
 build: ## build bin/kcradle and the machine package build/pkg-default
 	$(GO) build $(GOFLAGS_STATIC) -o bin/kcradle ./cmd/kcradle
-	$(GO) build -trimpath -buildvcs=false -ldflags '-s -w -buildid=' -o build/init ./cmd/init
+	$(GO) build -tags nethttpomithttp2 -trimpath -buildvcs=false -ldflags '-s -w -buildid=' -o build/init ./cmd/init
 	bin/kcradle package --kernel kernel --init build/init build/pkg-default
 	bin/kcradle docs build/docs
 

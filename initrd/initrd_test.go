@@ -85,7 +85,7 @@ func TestReproducible(t *testing.T) {
 			dir = filepath.Join(dir, "a", "longer", "path")
 		}
 		copyModule(t, root, dir)
-		cmd := exec.Command(goTool, "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid=", "-o", "init.bin", initPackage(t, root))
+		cmd := exec.Command(goTool, "build", "-tags", "nethttpomithttp2", "-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid=", "-o", "init.bin", initPackage(t, root))
 		cmd.Dir = dir
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64", "GOAMD64=v1", "GOFLAGS=-mod=mod",
 			"GOPROXY=off")

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"syscall"
 
 	"gvisor.dev/gvisor/pkg/buffer"
@@ -48,7 +47,7 @@ type netstack struct {
 	dial func(ctx context.Context, network, address string) (net.Conn, error)
 
 	flows   slots
-	carried atomic.Int64 // flows that carry bytes
+	carried tally // flows that carry bytes
 	syns    synTable
 	udp     udpTable
 	echo    echoTable

@@ -281,8 +281,8 @@ func abortTCP(c *net.TCPConn) {
 // splice carries bytes both ways until both have ended, each direction on its own (half-close), or one has broken
 // (reset, which breaks the other). It closes both.
 func (n *netstack) splice(ctx context.Context, ep tcpip.Endpoint, wq *waiter.Queue, host *net.TCPConn) {
-	n.carried.Add(1)
-	defer n.carried.Add(-1)
+	n.carried.add(1)
+	defer n.carried.add(-1)
 	f := &flow{guest: ep, wq: wq, host: host, broken: make(chan struct{}), gone: n.machine.Done()}
 	stop := context.AfterFunc(ctx, f.abort)
 	defer stop()

@@ -276,10 +276,42 @@ func (u *user) drain() {
 	if u.net == nil {
 		return
 	}
-	deadline := time.Now().Add(drainOnClose)
-	for pause := 100 * time.Microsecond; u.net.carried.Load() > 0 && time.Now().Before(deadline); pause = min(2*pause, 20*time.Millisecond) {
-		time.Sleep(pause)
+	late := time.NewTimer(drainOnClose)
+	defer late.Stop()
+	select {
+	case <-u.net.carried.none():
+	case <-late.C:
 	}
+}
+
+// tally counts what goes on.
+type tally struct {
+	mu   sync.Mutex
+	n    int
+	zero chan struct{} // closed at the next 0; nil: nobody waits
+}
+
+func (t *tally) add(d int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.n += d
+	if t.n == 0 && t.zero != nil {
+		close(t.zero)
+		t.zero = nil
+	}
+}
+
+// none is closed when there is nothing, now or for the first time. One caller at a time.
+func (t *tally) none() <-chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	zero := make(chan struct{})
+	if t.n == 0 {
+		close(zero)
+	} else {
+		t.zero = zero
+	}
+	return zero
 }
 
 // gate counts goroutines and lets no new one in once it is shut.

@@ -70,24 +70,21 @@ func setPathStat(w http.ResponseWriter, st container.PathStat) error {
 	return nil
 }
 
-// pathParameter is the required parameter of the three archive calls.
-func pathParameter(k call) (string, error) {
-	path := k.Query("path")
+// subject is what the three archive calls are about: the path they want, and the container's root until release.
+func subject(k call) (path, root string, release func(), err error) {
+	path = k.Query("path")
 	if path == "" {
-		return "", dockerapi.BadRequest("bad parameter: pathcannot be empty")
+		return "", "", nil, dockerapi.BadRequest("bad parameter: pathcannot be empty")
 	}
 	if strings.ContainsRune(path, 0) {
-		return "", dockerapi.BadRequest("bad parameter: 'path' holds a NUL byte")
+		return "", "", nil, dockerapi.BadRequest("bad parameter: 'path' holds a NUL byte")
 	}
-	return path, nil
+	root, release, err = k.c.Root()
+	return path, root, release, err
 }
 
 func (s *server) archiveStat(w http.ResponseWriter, k call) error {
-	path, err := pathParameter(k)
-	if err != nil {
-		return err
-	}
-	root, release, err := k.c.Root()
+	path, root, release, err := subject(k)
 	if err != nil {
 		return err
 	}
@@ -103,11 +100,7 @@ func (s *server) archiveStat(w http.ResponseWriter, k call) error {
 }
 
 func (s *server) archiveGet(w http.ResponseWriter, k call) error {
-	path, err := pathParameter(k)
-	if err != nil {
-		return err
-	}
-	root, release, err := k.c.Root()
+	path, root, release, err := subject(k)
 	if err != nil {
 		return err
 	}
@@ -151,11 +144,7 @@ func sendTar(w http.ResponseWriter, media, dir string, o *archive.TarOptions) er
 }
 
 func (s *server) archivePut(w http.ResponseWriter, k call) error {
-	path, err := pathParameter(k)
-	if err != nil {
-		return err
-	}
-	root, release, err := k.c.Root()
+	path, root, release, err := subject(k)
 	if err != nil {
 		return err
 	}
