@@ -117,7 +117,7 @@ func Start(ctx context.Context, config Config, log *slog.Logger) (*Machine, erro
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: r.UID, Gid: r.GID, Groups: r.Groups}
 	}
 
-	m.oom = newOOMWatch()
+	m.oom = newOOMWatch(config.RunAs)
 	// The first connection waits in the socket's queue before QEMU looks at it.
 	m.channel = channel.NewHost(channel.HostConfig{Connect: address.connect, Fresh: true, CID: config.CID})
 	u.Push(func() { _ = m.channel.Close() })

@@ -13,14 +13,19 @@ import (
 )
 
 // oomWatch notices whether the host's kernel killed a process for memory: by the counter of the control group, and by
-// the kernel's log. Either may be unreadable.
+// the kernel's log. Either may be unreadable. In a PID namespace the log has other numbers than we: there the process is
+// known by its user, if that is its own.
 type oomWatch struct {
+	user     uint32           // 0: not its own
 	counters map[string]int64 // file → oom_kill at the start
 	kmsg     int              // positioned at the log's end; -1: not readable
 }
 
-func newOOMWatch() *oomWatch {
+func newOOMWatch(user *Credential) *oomWatch {
 	w := &oomWatch{counters: map[string]int64{}, kmsg: -1}
+	if user != nil && user.UID >= firstUser {
+		w.user = user.UID
+	}
 	groups, _ := os.ReadFile("/proc/self/cgroup")
 	for _, path := range memoryEventFiles(groups) {
 		if n, ok := oomKills(path); ok {
@@ -97,7 +102,7 @@ func (w *oomWatch) logged(pid int) string {
 		if err != nil || n <= 0 {
 			return ""
 		}
-		if line := oomRecord(buf[:n], pid); line != "" {
+		if line := oomRecord(buf[:n], pid, w.user); line != "" {
 			return line
 		}
 	}
@@ -105,7 +110,7 @@ func (w *oomWatch) logged(pid int) string {
 }
 
 // oomRecord is the text of a record of /dev/kmsg that tells of the process's end by the OOM killer.
-func oomRecord(record []byte, pid int) string {
+func oomRecord(record []byte, pid int, user uint32) string {
 	_, text, ok := bytes.Cut(record, []byte(";"))
 	if !ok {
 		return ""
@@ -115,7 +120,9 @@ func oomRecord(record []byte, pid int) string {
 		return ""
 	}
 	line := s.Text()
-	if !strings.Contains(line, "Killed process "+strconv.Itoa(pid)+" ") {
+	_, killed, _ := strings.Cut(line, "Killed process ")
+	if !strings.HasPrefix(killed, strconv.Itoa(pid)+" ") &&
+		(killed == "" || user == 0 || !strings.Contains(killed, fmt.Sprintf(" UID:%d ", user))) {
 		return ""
 	}
 	return printable([]byte(line), 200)

@@ -23,8 +23,17 @@ func TestOOMRecord(t *testing.T) {
 		{"empty", "3,1,1,-;", 4242, ""},
 	}
 	for _, test := range tests {
-		if got := oomRecord([]byte(test.record), test.pid); got != test.want {
+		if got := oomRecord([]byte(test.record), test.pid, 0); got != test.want {
 			t.Errorf("%s: got %q, want %q", test.name, got, test.want)
+		}
+	}
+}
+
+func TestOOMRecordOfAUser(t *testing.T) {
+	record := []byte("3,1,9,-;Out of memory: Killed process 7 (qemu-system-x86) total-vm:1kB, shmem-rss:0kB, UID:1800000042 pgtables:8kB\n")
+	for user, want := range map[uint32]bool{1800000042: true, 180000004: false, 0: false} {
+		if got := oomRecord(record, 4242, user); (got != "") != want {
+			t.Errorf("user %d: got %q", user, got)
 		}
 	}
 }

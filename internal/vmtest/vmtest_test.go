@@ -311,7 +311,12 @@ func TestDialHonoursContext(t *testing.T) {
 // The host's kernel kills QEMU for memory: the machine's end says so.
 func TestHostOutOfMemory(t *testing.T) {
 	need.Root(t)
-	vm := Boot(t, Options{Init: guest, Memory: 512 << 20})
+	// By its user it is known in a PID namespace, too.
+	user, err := vmm.Unprivileged(vmm.TCG)
+	if err != nil {
+		t.Fatal(err)
+	}
+	vm := Boot(t, Options{Init: guest, Memory: 512 << 20, Engine: vmm.TCG, RunAs: user})
 	c := control(vm)
 	c.ask("read /proc/uptime")
 	limitMemory(t, vm.PID(), 100<<20)
