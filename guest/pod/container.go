@@ -41,6 +41,8 @@ type Container struct {
 
 	mu       sync.Mutex
 	name     string
+	limits   spec.Resources // as updated
+	policy   spec.Restart   // as updated
 	state    spec.State
 	changed  chan struct{} // closed at each change of state, then replaced
 	run      *run          // the current or last run; nil before the first
@@ -91,6 +93,8 @@ func newContainer(p *Pod, index int, files []file) (*Container, error) {
 		pod: p, index: index, doc: doc, files: files, log: log,
 		op:      make(chan struct{}, 1),
 		name:    doc.Name,
+		limits:  doc.Resources,
+		policy:  doc.Restart,
 		state:   spec.State{Container: doc.Name, Status: spec.StatusCreated},
 		changed: make(chan struct{}),
 		next:    make(chan struct{}),
@@ -116,10 +120,12 @@ func (c *Container) Name() string {
 	return c.name
 }
 
-// Spec is what the owner asked for, with the current name.
+// Spec is what the owner asked for, with the current name, limits and restart policy.
 func (c *Container) Spec() spec.Container {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	doc := *c.doc
-	doc.Name = c.Name()
+	doc.Name, doc.Resources, doc.Restart = c.name, c.limits, c.policy
 	return doc
 }
 
@@ -224,8 +230,9 @@ func (c *Container) launch(restarts int) error {
 	}
 	c.mu.Lock()
 	cfg.Process.Size = c.size
+	limits := c.limits
 	c.mu.Unlock()
-	cgroup, err := container.NewCgroup(c.pod.cfg.Cgroup, c.ID(), &c.doc.Resources.LinuxResources)
+	cgroup, err := container.NewCgroup(c.pod.cfg.Cgroup, c.ID(), &limits.LinuxResources)
 	if err != nil {
 		return err
 	}
@@ -372,7 +379,7 @@ func (c *Container) wantsRestartLocked(r *run, code int) bool {
 	if r.manual || c.pod.isStopping() {
 		return false
 	}
-	switch p := c.doc.Restart; p.Name {
+	switch p := c.policy; p.Name {
 	case "always", "unless-stopped":
 		return true
 	case "on-failure":

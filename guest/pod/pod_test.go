@@ -315,6 +315,32 @@ func TestRestartAlwaysUntilStopped(t *testing.T) {
 	}
 }
 
+// Limits need a kernel with controllers: they are in test/tour, in a machine.
+func TestUpdate(t *testing.T) {
+	f := newPod(t, []spec.Container{sh("a", "exit 3")}, nil)
+	c := f.Containers()[0]
+	policy := func(name string, max int, err error) error {
+		return c.Update(ctx(t), func(_ *spec.Resources, p *spec.Restart) error {
+			*p = spec.Restart{Name: name, MaxRetries: max}
+			return err
+		})
+	}
+	if err := policy("on-failure", 2, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := policy("always", 0, errors.New("no")); err == nil {
+		t.Error("the error of a change is lost")
+	}
+	if got := c.Spec().Restart; got != (spec.Restart{Name: "on-failure", MaxRetries: 2}) {
+		t.Errorf("got %+v", got)
+	}
+	f.Start(ctx(t))
+	<-f.Done()
+	if s := c.State(); s.Restarts != 2 || s.ExitCode != 3 {
+		t.Errorf("got %+v, want two restarts", s)
+	}
+}
+
 func TestKill(t *testing.T) {
 	c := sh("web", forever)
 	c.Restart = spec.Restart{Name: "always"}

@@ -32,9 +32,6 @@ func (s *server) absent() []dockerapi.Route {
 		{Method: "DELETE", Path: "/containers/{id}", Handle: s.container(func(_ http.ResponseWriter, k call) error {
 			return dockerapi.Conflict("cannot remove container %q: %s; remove the whole pod with kcradle rm", k.c.Name(), fixed)
 		})},
-		{Method: "POST", Path: "/containers/{id}/update", Handle: s.container(func(http.ResponseWriter, call) error {
-			return dockerapi.Errorf(http.StatusNotImplemented, "limits and restart policy stand in pod.json and cannot change while the pod runs")
-		})},
 		{Method: "GET", Path: "/containers/{id}/checkpoints", Handle: emptyList},
 		no("POST", "/containers/{id}/checkpoints", "a pod has no checkpoints"),
 		no("DELETE", "/containers/{id}/checkpoints/{checkpoint}", "a pod has no checkpoints"),

@@ -237,8 +237,9 @@ func resources(h *container.HostConfig, c spec.Container) {
 		}
 		h.CpusetCpus, h.CpusetMems = cpu.Cpus, cpu.Mems
 	}
-	if r.Pids != nil {
-		h.PidsLimit = r.Pids.Limit
+	if r.Pids != nil && r.Pids.Limit != nil {
+		limit := max(0, *r.Pids.Limit) // docker shows no limit as 0
+		h.PidsLimit = &limit
 	}
 	if b := r.BlockIO; b != nil && b.Weight != nil {
 		h.BlkioWeight = *b.Weight

@@ -80,6 +80,7 @@ func (s *server) routes() []dockerapi.Route {
 		{Method: "POST", Path: "/containers/{id}/restart", Handle: s.container(s.restart)},
 		{Method: "POST", Path: "/containers/{id}/kill", Handle: s.pod(s.kill)},
 		{Method: "POST", Path: "/containers/{id}/rename", Handle: s.container(s.rename)},
+		{Method: "POST", Path: "/containers/{id}/update", Handle: s.container(s.update)},
 		{Method: "POST", Path: "/containers/{id}/pause", Handle: s.container(s.pause)},
 		{Method: "POST", Path: "/containers/{id}/unpause", Handle: s.container(s.unpause)},
 		{Method: "POST", Path: "/containers/{id}/attach", Handle: s.container(s.attach)},

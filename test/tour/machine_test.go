@@ -75,7 +75,7 @@ func TestMachine(t *testing.T) {
 		}
 	})
 	run("run", "-d", "--hold", "--linger", "--network", "none", bundle)
-	Run(t, Host{Name: "the pod", Address: "unix://" + filepath.Join(bundle, "run/vdocker.sock"), Pod: true}, theirs)
+	Run(t, Host{Name: "the pod", Address: "unix://" + filepath.Join(bundle, "run/vdocker.sock"), Pod: true, Limits: true}, theirs)
 }
 
 // podFile is what kcradle summon --pod reads, with the tour's containers.

@@ -24,6 +24,8 @@ func rewrites() []rewrite {
 		{re(`\b[0-9a-f]{12}\b`), "<id>"},
 		{re(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+(Z|[+-]\d\d:\d\d)`), "<time>"},
 		{re(`\d{4}-\d\d-\d\d \d\d:\d\d:\d\d( [+-]\d{4} [A-Z]+)?`), "<time>"},
+		// Of dockerd's host, whenever it looks at limits.
+		{re(`IPv4 forwarding is disabled. Networking will not work.\n`), ""},
 		{re(`(Less than a second|About a minute|About an hour|\d+ (seconds?|minutes?|hours?))( ago)?`), "<duration>$3"},
 	}
 }
@@ -39,6 +41,9 @@ func newer() []rewrite {
 		{re(`no such image: (\S+): No such image`), "No such image"},
 		// Later versions tell for how long a container ran.
 		{re(`"execDuration":"\d+",`), ""},
+		// The words for a wrong restart policy.
+		{re(`invalid restart policy '(\w+)'`), "invalid restart policy: unknown policy '$1'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'"},
+		{re(`maximum retry count cannot be used with restart policy '\w+'`), "invalid restart policy: maximum retry count can only be used with 'on-failure'"},
 		// An exec whose program is not there ended with 126.
 		{re(`("ExitCode"|exec_die .*"exitCode"):"?12[67]"?`), "$1:12N"},
 	}

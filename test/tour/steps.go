@@ -385,6 +385,24 @@ func (r *tour) names() {
 	r.both("rename back", docker("rename", "renamed", "fail"))
 }
 
+func (r *tour) updates() {
+	limits := docker("inspect", "-f", "{{.HostConfig.NanoCpus}} {{.HostConfig.CpuPeriod}} {{.HostConfig.CpuQuota}} {{.HostConfig.CpuShares}} {{.HostConfig.PidsLimit}} {{json .HostConfig.RestartPolicy}}", "idle", "fail")
+	// Of either version of control groups.
+	pids := docker("exec", "idle", "sh", "-c", "cat /sys/fs/cgroup/pids.max /sys/fs/cgroup/pids/pids.max 2>/dev/null")
+	r.both("update of a running one", docker("update", "--cpus", "0.5", "--cpu-shares", "512", "--pids-limit", "200", "idle"), limits, pids)
+	r.both("update of limits that are there", docker("update", "--cpus", "0.75", "--pids-limit", "-1", "idle"), limits, pids)
+	r.both("update of a stopped one, and of several", docker("update", "--restart", "on-failure:3", "--cpu-shares", "300", "fail", "idle"), limits)
+	r.both("update back", docker("update", "--restart", "no", "fail", "idle"), limits)
+	for _, args := range [][]string{
+		{"--memory", "4m", "idle"}, {"--memory", "64m", "--memory-swap", "32m", "idle"}, {"--cpu-quota", "50000", "idle"},
+		{"--cpu-period", "5", "fail"}, {"--cpu-quota", "5", "fail"}, {"--restart", "sometimes", "idle"}, {"--restart", "always:3", "idle"},
+		{"--cpus", "1", "nobody"}, {"idle"},
+	} {
+		r.both("update "+strings.Join(args, " "), docker(append([]string{"update"}, args...)...))
+	}
+	r.both("after what was refused", limits)
+}
+
 func (r *tour) refusals() {
 	for _, args := range [][]string{
 		{"inspect", "nobody"}, {"logs", "nobody"}, {"start", "nobody"}, {"stop", "nobody"}, {"kill", "nobody"}, {"pause", "nobody"},
@@ -412,7 +430,7 @@ func (r *tour) refusals() {
 		{[]string{"network", "rm", "none"}, "cannot be removed"},
 		{[]string{"volume", "create", "v"}, "a pod's volumes are fixed"},
 		{[]string{"swarm", "init"}, "cannot join a swarm"},
-		{[]string{"update", "-m", "64m", "main"}, "cannot change while the pod runs"},
+		{[]string{"update", "--blkio-weight", "3", "main"}, "Range of blkio weight"},
 	} {
 		r.Run("a pod does not "+strings.Join(tt.args, " "), func(t *testing.T) {
 			res := r.ours.run(t, docker(tt.args...))

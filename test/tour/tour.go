@@ -34,6 +34,7 @@ type Host struct {
 	Name    string // for messages
 	Address string // as for DOCKER_HOST, "unix:///run/x.sock"
 	Pod     bool   // what a pod refuses is tried, too
+	Limits  bool   // its kernel can limit resources
 }
 
 // stepTimeout bounds one call of the client. A call that must end and does not is a failure like any other.
@@ -383,6 +384,9 @@ func Run(t *testing.T, ours, theirs Host) {
 	r.copies()
 	r.waits()
 	r.names()
+	if ours.Limits {
+		r.updates()
+	}
 	r.refusals()
 	r.wire()
 	r.shapes()

@@ -29,7 +29,7 @@ func TestTwoDaemons(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(d.Stop)
-		hosts[i] = Host{Name: name, Address: d.Host}
+		hosts[i] = Host{Name: name, Address: d.Host, Limits: true}
 		if err := Import(t.Context(), hosts[i], root); err != nil {
 			t.Fatal(err)
 		}
