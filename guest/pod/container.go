@@ -230,7 +230,7 @@ func (c *Container) launch(restarts int) error {
 	}
 	c.mu.Lock()
 	cfg.Process.Size = c.size
-	limits := c.limits
+	size, limits := c.size, c.limits
 	c.mu.Unlock()
 	cgroup, err := container.NewCgroup(c.pod.cfg.Cgroup, c.ID(), &limits.LinuxResources)
 	if err != nil {
@@ -258,6 +258,11 @@ func (c *Container) launch(restarts int) error {
 	c.mu.Lock()
 	c.run = r
 	c.finished, c.ever = false, true
+	if proc.Terminal != nil && c.size != size { // it came while the process started
+		if err := resize(proc.Terminal, c.size); err != nil {
+			c.pod.cfg.Log.Error("size of a terminal", "container", c.name, "error", err)
+		}
+	}
 	c.publishLocked(func(s *spec.State) {
 		*s = spec.State{
 			Container: s.Container, Status: spec.StatusRunning, Pid: proc.Pid(), Started: r.began.UTC(),

@@ -182,7 +182,13 @@ func (e *Exec) Start(ctx context.Context) (*ExecSession, error) {
 	e.mu.Lock()
 	e.proc = proc
 	e.state = ExecState{Running: true, Pid: proc.Pid()}
+	if proc.Terminal != nil && e.size != size { // it came while the process started
+		err = resize(proc.Terminal, e.size)
+	}
 	e.mu.Unlock()
+	if err != nil {
+		e.c.pod.cfg.Log.Error("size of a terminal", "exec", e.id, "error", err)
+	}
 	if e.cfg.Stdin {
 		s.stdin = newInput(proc)
 		w, err := s.stdin.writer()

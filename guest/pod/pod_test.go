@@ -621,6 +621,44 @@ func TestExecLeavesDescendant(t *testing.T) {
 	}
 }
 
+// A size that arrives while the process is being started is not lost. Clients send it once, at about that time.
+func TestResizeBesideStart(t *testing.T) {
+	const untilSized = `until [ "$(stty size)" = "33 101" ]; do sleep 0.01; done; echo sized`
+	shell := spec.Container{Name: "tty", Cmd: []string{"sh", "-c", untilSized}, TTY: true, OpenStdin: true}
+	f := newPod(t, []spec.Container{sh("web", forever), shell}, func(c *Config) { c.Placement.Hold = true })
+	web, tty := f.Containers()[0], f.Containers()[1]
+	if err := web.Start(ctx(t)); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 40 {
+		e, err := web.Exec(ExecConfig{Cmd: []string{"sh", "-c", untilSized}, TTY: true, Stdin: true, Stdout: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		resized := make(chan error, 1)
+		go func() {
+			time.Sleep(time.Duration(i) * 100 * time.Microsecond) // each at another moment of the start
+			resized <- e.Resize(33, 101)
+		}()
+		s, err := e.Start(ctx(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := io.ReadAll(s.Stdout)
+		s.Close()
+		if err := errors.Join(err, <-resized); err != nil || !strings.Contains(string(out), "sized") {
+			t.Fatalf("exec %d: got %q, %v", i, out, err)
+		}
+	}
+	go tty.Resize(33, 101)
+	if err := tty.Start(ctx(t)); err != nil {
+		t.Fatal(err)
+	}
+	if err := tty.await(ctx(t), func() (bool, error) { return tty.state.Status == spec.StatusExited, nil }); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestExecTerminal(t *testing.T) {
 	f := newPod(t, []spec.Container{sh("web", forever)}, nil)
 	f.Start(ctx(t))
