@@ -27,6 +27,7 @@ share: -                                           # a directory of the host, fo
 
 image/...: -                                       # reference → verified layers; knows no bundle and no machine
 network: -                                         # the wire; knows no machine
+snp/...: -                                         # importable by a customer; standard library only
 vmm: spec internal/undo vmm/qmp vmm/channel kernel/tsc # files, drives, a command line → a machine; knows no image, bundle, pod
 vmm/qmp: -                                         # a protocol
 vmm/channel: spec                                  # both ends of the control channel, so guest and host share it
@@ -145,6 +146,18 @@ func TestBans(t *testing.T) {
 			if dep == b.tree || strings.HasPrefix(dep, b.tree+"/") {
 				t.Errorf("%s contains %s, but %s", b.program, dep, b.reason)
 			}
+		}
+	}
+}
+
+// A customer who verifies an attestation imports snp and gets nothing beside it and the standard library, tests
+// included.
+func TestStandardLibraryOnly(t *testing.T) {
+	for _, line := range goList(t, "-deps", "-test", "-f", "{{.ImportPath}} {{.Standard}}", "./snp/...") {
+		fields := strings.Fields(line)
+		pkg, standard := strings.TrimSuffix(fields[0], ".test"), fields[len(fields)-1] == "true"
+		if !standard && !covers(module+"/snp/...", pkg) {
+			t.Errorf("snp depends on %s: write the part that is needed, or leave it out", pkg)
 		}
 	}
 }
