@@ -25,6 +25,8 @@ kernel/...: -                                      # an artefact and its command
 initrd: -                                          # a file format
 share: -                                           # a directory of the host, for a hostile guest
 
+snp/...: -                                         # importable by a customer; standard library only
+
 image/...: -                                       # reference → verified layers; knows no bundle and no machine
 network: -                                         # the wire; knows no machine
 snp/...: -                                         # importable by a customer; standard library only
