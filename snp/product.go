@@ -13,7 +13,7 @@ type CPU struct {
 
 // String returns the three numbers as AMD's documents write them.
 func (c CPU) String() string {
-	return fmt.Sprintf("family %#04x model %#04x stepping %d", c.Family, c.Model, c.Stepping)
+	return fmt.Sprintf("family %#02x model %#02x stepping %d", c.Family, c.Model, c.Stepping)
 }
 
 // Product returns what processor it is, ProductUnknown if it is none of those.

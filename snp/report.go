@@ -300,7 +300,7 @@ func (c *codec) reserved(offset, end int) {
 func (c *codec) zero(offset int, field string, b []byte) {
 	for i, v := range b {
 		if v != 0 {
-			c.check(offset+i, field, fmt.Sprintf("%#04x, want 0", v))
+			c.check(offset+i, field, fmt.Sprintf("%#02x, want 0", v))
 			return
 		}
 	}
