@@ -237,7 +237,8 @@ func (s *session) checkValidity(context.Context) Check {
 	return c
 }
 
-// checkSignature verifies over the bytes that came in, never over bytes made from fields.
+// checkSignature verifies over the bytes that came in, never over bytes made from fields. Of an ECDSA signature (R, S)
+// there is a twin (R, n-S) that is as good: the bytes of a signature identify no report.
 func (s *session) checkSignature(context.Context) Check {
 	digest := sha512.Sum384(s.Evidence.Report[:snp.SignedSize])
 	if !ecdsa.Verify(s.vek.key, digest[:], scalar(s.report.Signature.R), scalar(s.report.Signature.S)) {

@@ -511,6 +511,23 @@ func TestNew(t *testing.T) {
 	}
 }
 
+func TestErrorText(t *testing.T) {
+	a := newAuthority(t, snp.LineMilan, snp.SignerVCEK)
+	c := Config{Now: now, Roots: a.roots(t)}
+	a.setExt(extBL, der(9))
+	err := mustVerify(t, c, a.evidence(t)).Err()
+	want := "snp: check tcb: fail: the certificate was issued for another TCB version than the report's " +
+		"(expected bl 9 tee 1 snp 25 ucode 200, got bl 10 tee 1 snp 25 ucode 200)"
+	if err == nil || err.Error() != want {
+		t.Errorf("got  %v\nwant %s", err, want)
+	}
+	err = mustVerify(t, c, Evidence{}).Err()
+	want = "snp: check report: malformed: snp report: report at offset 0x0: 0 bytes, want 1184"
+	if err == nil || err.Error() != want {
+		t.Errorf("got  %v\nwant %s", err, want)
+	}
+}
+
 // TestNeverPassedUnchecked takes each check away from a result that passed, doubles it, and gives it every other
 // status: none of these results may pass.
 func TestNeverPassedUnchecked(t *testing.T) {
