@@ -29,7 +29,6 @@ snp/...: -                                         # importable by a customer; s
 
 image/...: -                                       # reference → verified layers; knows no bundle and no machine
 network: -                                         # the wire; knows no machine
-snp/...: -                                         # importable by a customer; standard library only
 vmm: spec internal/undo vmm/qmp vmm/channel kernel/tsc # files, drives, a command line → a machine; knows no image, bundle, pod
 vmm/qmp: -                                         # a protocol
 vmm/channel: spec                                  # both ends of the control channel, so guest and host share it

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"flag"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -475,18 +474,4 @@ func FuzzParse(f *testing.F) {
 			t.Error(err)
 		}
 	})
-}
-
-// TestStandardLibraryOnly keeps the promise that a customer can import snp and what lies below it, and read all of it.
-func TestStandardLibraryOnly(t *testing.T) {
-	const own = "github.com/kcradle/kcradle/snp"
-	out, err := exec.Command("go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", "./...").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for dep := range strings.FieldsSeq(string(out)) {
-		if dep != own && !strings.HasPrefix(dep, own+"/") {
-			t.Errorf("snp depends on %s", dep)
-		}
-	}
 }
