@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -156,15 +157,24 @@ func openWire(t testing.TB, c Config) *user {
 
 // guest is a network namespace at the other end of a wire.
 type guest struct {
-	t    testing.TB
-	ns   netns.NsHandle
-	tap  *os.File
-	conn net.Conn
-	plan plan
+	t     testing.TB
+	ns    netns.NsHandle
+	tap   *os.File
+	conn  net.Conn
+	plan  plan
+	pumps sync.WaitGroup
 }
 
 // startGuest does what a machine does with its wire.
 func startGuest(t testing.TB, u *user) *guest {
+	t.Helper()
+	g := makeGuest(t, u)
+	g.plug()
+	return g
+}
+
+// makeGuest is a guest whose wire carries nothing before plug.
+func makeGuest(t testing.TB, u *user) *guest {
 	t.Helper()
 	namespace(t)
 	g := &guest{t: t, plan: u.plan}
@@ -189,20 +199,21 @@ func startGuest(t testing.TB, u *user) *guest {
 	if err := <-ready; err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan struct{}, 2)
-	go func() { g.fromTap(); done <- struct{}{} }()
-	go func() {
-		_ = readFrames(g.conn, func(b []byte) { _, _ = g.tap.Write(b) })
-		done <- struct{}{}
-	}()
 	t.Cleanup(func() {
 		_ = g.tap.Close()
 		_ = g.conn.Close()
-		<-done
-		<-done
+		g.pumps.Wait()
 		_ = g.ns.Close()
 	})
 	return g
+}
+
+// plug begins to carry frames.
+func (g *guest) plug() {
+	g.pumps.Go(g.fromTap)
+	g.pumps.Go(func() {
+		_ = readFrames(g.conn, func(b []byte) { _, _ = g.tap.Write(b) })
+	})
 }
 
 // setUp configures the namespace of the calling thread as a guest's init would.

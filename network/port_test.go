@@ -106,8 +106,9 @@ func TestPublishEarly(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer early.Close()
-	g := startGuest(t, u)
-	l := g.listen("tcp", ":80")
+	g := makeGuest(t, u)
+	l := g.listen("tcp", ":80") // before the wire: a guest that is there and does not listen refuses
+	g.plug()
 	in := accept(t, l)
 	_, _ = in.Write([]byte("welcome"))
 	_ = in.Close()
