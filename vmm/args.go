@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"encoding/json"
 	"fmt"
 	"math"
 	"strconv"
@@ -51,25 +52,42 @@ type file struct {
 
 // files lists QEMU's descriptors: the i-th has number firstFile+i. Args and Start agree by it.
 func (c Config) files() []file {
-	fs := []file{{role: "qmp"}, {role: "console"}, {role: "channel"}, {role: "kernel", path: c.Kernel}}
-	if c.Initrd != "" {
-		fs = append(fs, file{role: "initrd", path: c.Initrd})
+	fs := []file{{role: "qmp"}, {role: "console"}, {role: "channel"}}
+	if c.Restore == nil {
+		fs = append(fs, file{role: "kernel", path: c.Kernel})
+		if c.Initrd != "" {
+			fs = append(fs, file{role: "initrd", path: c.Initrd})
+		}
 	}
 	if c.CID != 0 {
 		fs = append(fs, file{role: "vsock", path: "/dev/vhost-vsock", write: true})
+	}
+	if c.MemoryFile != "" {
+		fs = append(fs, file{role: "memory", path: c.MemoryFile, write: true})
+	}
+	if c.Restore != nil {
+		fs = append(fs, file{role: "memory", path: c.Restore.Memory}, file{role: "state", path: c.Restore.State})
 	}
 	if c.Wire != nil {
 		fs = append(fs, file{role: "wire"})
 	}
 	for i, d := range c.Drives {
-		if d.Path != "" {
-			fs = append(fs, file{role: "drive", drive: i, path: d.Path, write: !d.ReadOnly})
-			continue
-		}
-		fs = append(fs, file{role: "descriptor", drive: i, write: !d.ReadOnly}) // its format notes who wrote last
-		for _, e := range d.Extents {
-			fs = append(fs, file{role: "extent", drive: i, path: e.Path, write: !d.ReadOnly, size: e.Size})
-		}
+		fs = append(fs, d.files(i)...)
+	}
+	return fs
+}
+
+// files lists the descriptors of the drive at index i.
+func (d Drive) files(i int) []file {
+	switch {
+	case d.Blank:
+		return nil
+	case d.Path != "":
+		return []file{{role: "drive", drive: i, path: d.Path, write: !d.ReadOnly}}
+	}
+	fs := []file{{role: "descriptor", drive: i, write: !d.ReadOnly}} // its format notes who wrote last
+	for _, e := range d.Extents {
+		fs = append(fs, file{role: "extent", drive: i, path: e.Path, write: !d.ReadOnly, size: e.Size})
 	}
 	return fs
 }
@@ -128,7 +146,17 @@ func (c Config) Args() []string {
 	add("-cpu", "%s", e.cpu)
 	add("-smp", "%d", c.vcpus())
 	add("-m", "%dM", c.memory())
-	add("-object", "memory-backend-ram,id=memory,size=%dM", c.memory())
+	switch {
+	case c.MemoryFile != "":
+		add("-object", "memory-backend-file,id=memory,size=%dM,mem-path=/proc/self/fd/%d,share=on", c.memory(), number["memory"])
+	case c.Restore != nil:
+		// The warden sees to it that this opens for reading only, and that what the guest frees is forgotten and not
+		// cut out of the file.
+		add("-object", "memory-backend-file,id=memory,size=%dM,mem-path=/proc/self/fd/%d,share=off", c.memory(), number["memory"])
+		add("-incoming", "defer")
+	default:
+		add("-object", "memory-backend-ram,id=memory,size=%dM", c.memory())
+	}
 	a = append(a, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot")
 	add("-sandbox", "%s", sandbox)
 	add("-msg", "timestamp=off")
@@ -138,12 +166,14 @@ func (c Config) Args() []string {
 	add("-chardev", "socket,id=qmp,fd=%d", number["qmp"])
 	add("-mon", "chardev=qmp,mode=control")
 
-	add("-kernel", "/proc/self/fd/%d", number["kernel"])
-	if c.Initrd != "" {
-		add("-initrd", "/proc/self/fd/%d", number["initrd"])
-	}
-	if c.CommandLine != "" {
-		add("-append", "%s", c.CommandLine)
+	if c.Restore == nil { // else they are in the memory
+		add("-kernel", "/proc/self/fd/%d", number["kernel"])
+		if c.Initrd != "" {
+			add("-initrd", "/proc/self/fd/%d", number["initrd"])
+		}
+		if c.CommandLine != "" {
+			add("-append", "%s", c.CommandLine)
+		}
 	}
 
 	// Few ports: the guest makes two queues for each port that might come, at boot.
@@ -182,36 +212,71 @@ func (c Config) Args() []string {
 		}
 	}
 	for i, d := range c.Drives {
-		access := "read-only=off,discard=unmap" // VMDK knows no discard and takes it for done
-		if d.ReadOnly {
-			access = "read-only=on"
+		b, err := json.Marshal(d.node(driveNode(i), number["drive"+strconv.Itoa(i)]))
+		if err != nil {
+			panic(fmt.Sprintf("vmm: internal error: %v", err)) // plain values
 		}
-		driver := "raw"
-		if d.Path == "" {
-			driver = "vmdk"
-		}
-		// The host's page cache is shared by all machines that show the same layer; a flush of the guest is an fdatasync.
-		add("-blockdev", "driver=%s,node-name=drive%d,%s,cache.direct=off,cache.no-flush=off,file.driver=file,file.filename=/dev/fdset/%d,file.aio=threads",
-			driver, i, access, number["drive"+strconv.Itoa(i)])
+		add("-blockdev", "%s", b)
 		// An error of the host's disk is an error in the guest: a machine that stands still tells nobody.
-		add("-device", "virtio-blk-device,id=blk%d,drive=drive%d,serial=%s,physical_block_size=4096,write-cache=on,rerror=report,werror=report",
-			i, i, d.Serial)
+		add("-device", "virtio-blk-device,id=blk%d,drive=%s,serial=%s,physical_block_size=4096,write-cache=on,rerror=report,werror=report",
+			i, driveNode(i), d.Serial)
 	}
 	return a
+}
+
+// driveNode is the name of the block node that drive i begins with.
+func driveNode(i int) string { return fmt.Sprintf("drive%d", i) }
+
+// node is a block node in the words of QEMU's blockdev-add.
+type node struct {
+	Driver     string     `json:"driver"`
+	Name       string     `json:"node-name,omitempty"`
+	ReadOnly   bool       `json:"read-only"`
+	Discard    string     `json:"discard,omitempty"`
+	Cache      *nodeCache `json:"cache,omitempty"`
+	File       *nodeFile  `json:"file,omitempty"`
+	Size       int64      `json:"size,omitempty"`
+	ReadZeroes bool       `json:"read-zeroes,omitempty"`
+}
+
+type nodeCache struct {
+	Direct  bool `json:"direct"`
+	NoFlush bool `json:"no-flush"`
+}
+
+type nodeFile struct {
+	Driver   string `json:"driver"`
+	Filename string `json:"filename"`
+	AIO      string `json:"aio"`
+}
+
+// node is the drive's, whose first file is in the descriptor set of that number.
+func (d Drive) node(name string, set int) node {
+	if d.Blank {
+		return node{Driver: "null-co", Name: name, ReadOnly: d.ReadOnly, Size: SlotSize, ReadZeroes: true}
+	}
+	// The host's page cache is shared by all machines that show the same layer; a flush of the guest is an fdatasync.
+	n := node{Driver: "raw", Name: name, ReadOnly: d.ReadOnly, Cache: &nodeCache{},
+		File: &nodeFile{Driver: "file", Filename: fmt.Sprintf("/dev/fdset/%d", set), AIO: "threads"}}
+	if d.Path == "" {
+		n.Driver = "vmdk"
+	}
+	if !d.ReadOnly {
+		n.Discard = "unmap" // VMDK knows no discard and takes it for done
+	}
+	return n
 }
 
 // escape doubles commas, which separate QEMU's options.
 func escape(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 
-// descriptor is the VMDK text that shows the extents of drive i as one device. Offsets and lengths are in sectors. There is
-// no empty line: QEMU reads the line behind one twice.
-func (c Config) descriptor(i int) string {
+// descriptor is the VMDK text that shows extents as one device; the first is in the descriptor set of number set, the others
+// follow. Offsets and lengths are in sectors. There is no empty line: QEMU reads the line behind one twice.
+func descriptor(extents []Extent, set int) string {
 	var b strings.Builder
 	b.WriteString("# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"twoGbMaxExtentFlat\"\n")
-	for n, f := range c.files() {
-		if f.role == "extent" && f.drive == i {
-			fmt.Fprintf(&b, "RW %d FLAT \"/dev/fdset/%d\" 0\n", (f.size+ExtentAlignment-1)/ExtentAlignment*(ExtentAlignment/512), firstFile+n)
-		}
+	for i, e := range extents {
+		fmt.Fprintf(&b, "RW %d FLAT \"/dev/fdset/%d\" 0\n", (e.Size+ExtentAlignment-1)/ExtentAlignment*(ExtentAlignment/512), set+i)
 	}
 	return b.String()
 }

@@ -75,6 +75,13 @@ func TestArgs(t *testing.T) {
 		{"least", func(c *Config) {
 			*c = Config{Engine: TCG, QEMU: c.QEMU, Kernel: c.Kernel, Memory: MinMemory}
 		}},
+		{"template", func(c *Config) {
+			c.MemoryFile = "/t/memory"
+			for i := range c.Drives {
+				c.Drives[i] = Drive{Serial: c.Drives[i].Serial, ReadOnly: c.Drives[i].ReadOnly, Blank: true}
+			}
+		}},
+		{"restore", func(c *Config) { c.Restore = &Snapshot{Memory: "/t/memory", State: "/t/state"} }},
 		{"places", func(c *Config) {
 			c.CID = 0
 			for i := range 2 {
@@ -97,7 +104,7 @@ func TestArgs(t *testing.T) {
 		})
 	}
 	t.Run("descriptor", func(t *testing.T) {
-		got := full().descriptor(1)
+		got := descriptor(full().Drives[1].Extents, 11)
 		golden(t, "descriptor.vmdk", got)
 		if strings.Contains(got, "\n\n") {
 			t.Error("an empty line makes QEMU show the extent behind it twice")
@@ -122,8 +129,11 @@ func TestValidate(t *testing.T) {
 		{"serial", func(c *Config) { c.Drives[0].Serial = "a,b" }, "a serial is"},
 		{"long serial", func(c *Config) { c.Drives[0].Serial = strings.Repeat("x", 21) }, "a serial is"},
 		{"twice", func(c *Config) { c.Drives[0].Serial = "layers" }, "same serial"},
-		{"no contents", func(c *Config) { c.Drives[0].Path = "" }, "either a path or extents"},
-		{"both contents", func(c *Config) { c.Drives[0].Extents = extents }, "either a path or extents"},
+		{"no contents", func(c *Config) { c.Drives[0].Path = "" }, "either a path or extents, or is blank"},
+		{"both contents", func(c *Config) { c.Drives[0].Extents = extents }, "either a path or extents, or is blank"},
+		{"blank with contents", func(c *Config) { c.Drives[0].Blank = true }, "either a path or extents, or is blank"},
+		{"snapshot", func(c *Config) { c.Restore = &Snapshot{Memory: "/t/memory"} }, "a memory and a state"},
+		{"from and to a snapshot", func(c *Config) { c.MemoryFile, c.Restore = "/m", &Snapshot{"/t/memory", "/t/state"} }, "cannot both come"},
 		{"empty extent", func(c *Config) { c.Drives[1].Extents[1].Size = 0 }, "extent 1 needs"},
 		{"wire", func(c *Config) { c.Wire.Kind = "radio" }, `kind "radio"`},
 		{"wire's file", func(c *Config) { c.Wire.File = nil }, "its file is missing"},

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -39,6 +40,13 @@ type Machine struct {
 	greeted chan struct{} // closed when qmp is set or QEMU will not greet
 	qmp     *qmp.Client   // nil: QEMU never came up
 
+	migration chan string // its states, as QEMU tells them
+
+	drives   []Drive
+	attach   sync.Mutex // guards what follows
+	nodes    []string   // the block node behind each drive
+	attached int        // calls of Attach
+
 	stderr, console tail
 
 	done chan struct{} // closed when exit is set
@@ -58,12 +66,17 @@ func Start(ctx context.Context, config Config, log *slog.Logger) (*Machine, erro
 	defer u.Run()
 	defer handed.Run()
 
-	m := &Machine{log: log, greeted: make(chan struct{}), done: make(chan struct{})}
+	m := &Machine{log: log, greeted: make(chan struct{}), migration: make(chan string, 16), done: make(chan struct{})}
+	m.drives = slices.Clone(config.Drives)
+	for i := range config.Drives {
+		m.nodes = append(m.nodes, driveNode(i))
+	}
 	var control, kernelLog net.Conn
 	var address *socketAddress
+	var memory *os.File
 	var inherited []*os.File
-	for _, f := range config.files() {
-		file, conn, addr, err := open(config, f)
+	for i, f := range config.files() {
+		file, conn, addr, err := open(config, f, firstFile+i)
 		if err != nil {
 			return nil, fmt.Errorf("start machine: %w", err)
 		}
@@ -81,6 +94,8 @@ func Start(ctx context.Context, config Config, log *slog.Logger) (*Machine, erro
 		case "channel":
 			address = addr
 			u.Push(func() { _ = addr.Close() })
+		case "memory":
+			memory = file
 		}
 		inherited = append(inherited, file)
 	}
@@ -119,16 +134,26 @@ func Start(ctx context.Context, config Config, log *slog.Logger) (*Machine, erro
 
 	m.oom = newOOMWatch(config.RunAs)
 	// The first connection waits in the socket's queue before QEMU looks at it.
-	m.channel = channel.NewHost(channel.HostConfig{Connect: address.connect, Fresh: true, CID: config.CID})
+	m.channel = channel.NewHost(channel.HostConfig{Connect: address.connect, Fresh: config.Restore == nil, CID: config.CID})
 	u.Push(func() { _ = m.channel.Close() })
 
-	// Pdeathsig is bound to the thread that started the process, so that thread stays until the process is gone.
+	var guard *warden
+	if config.Restore != nil {
+		if guard, err = newWarden(memory, inherited); err != nil {
+			return nil, fmt.Errorf("start machine: %w", err)
+		}
+		u.Push(guard.close)
+	}
+	// Pdeathsig is bound to the thread that started the process, so that thread stays until the process is gone. It ends
+	// then: what the warden did to it, it inherits for good.
 	started := make(chan error, 1)
 	waited := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := startWith(cmd, engines[config.Engine].smallPages)
+		err := guard.enter()
+		if err == nil {
+			err = startWith(cmd, engines[config.Engine].smallPages)
+		}
 		started <- err
 		if err == nil {
 			waited <- cmd.Wait()
@@ -153,11 +178,12 @@ func Start(ctx context.Context, config Config, log *slog.Logger) (*Machine, erro
 		_ = kernelLog.Close()
 		_ = console.Close()
 	})
-	readers.Go(func() { m.watch(control, &seen) })
+	readers.Go(func() { m.watch(control, &seen, incoming(config)) })
 	go func() {
 		err := <-waited
 		stop()
 		readers.Wait()
+		guard.close()
 		_ = m.channel.Close()
 		_ = address.Close()
 		var exitError *exec.ExitError
@@ -205,8 +231,8 @@ func qemuError(path string, err error) error {
 	return err
 }
 
-// open opens one of QEMU's descriptors, with our end where there is one.
-func open(config Config, f file) (*os.File, net.Conn, *socketAddress, error) {
+// open opens QEMU's descriptor of that number, with our end where there is one.
+func open(config Config, f file, number int) (*os.File, net.Conn, *socketAddress, error) {
 	switch f.role {
 	case "qmp", "console":
 		return socketpair(f.role)
@@ -215,8 +241,8 @@ func open(config Config, f file) (*os.File, net.Conn, *socketAddress, error) {
 		return file, nil, address, err
 	case "wire":
 		return config.Wire.File, nil, nil, nil
-	case "descriptor":
-		file, err := memoryFile("vmdk", []byte(config.descriptor(f.drive)), f.write)
+	case "memory", "state":
+		file, err := openMemory(config, f)
 		return file, nil, nil, err
 	case "kernel", "initrd":
 		file, err := readable(f.path, config.RunAs)
@@ -228,13 +254,46 @@ func open(config Config, f file) (*os.File, net.Conn, *socketAddress, error) {
 		}
 		return file, nil, nil, err
 	}
+	file, err := config.Drives[f.drive].open(f, number)
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("drive %s: %w", config.Drives[f.drive].Serial, err)
+	}
+	return file, nil, nil, nil
+}
+
+// openMemory opens what a snapshot consists of, or makes the memory of one.
+func openMemory(config Config, f file) (*os.File, error) {
+	if !f.write {
+		return os.Open(f.path)
+	}
+	file, err := os.OpenFile(f.path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	err = file.Truncate(config.memory() << 20)
+	if err == nil && config.RunAs != nil { // QEMU opens it once more, by a name that only leads there from its own descriptors
+		err = file.Chmod(0o666)
+	}
+	if err != nil {
+		_ = file.Close()
+		_ = os.Remove(f.path)
+		return nil, err
+	}
+	return file, nil
+}
+
+// open opens one of the drive's files; the one behind it in the list will be in descriptor set number+1.
+func (d Drive) open(f file, number int) (*os.File, error) {
+	if f.role == "descriptor" {
+		return memoryFile("vmdk", []byte(descriptor(d.Extents, number+1)), f.write)
+	}
 	mode := os.O_RDONLY
 	if f.write {
 		mode = os.O_RDWR
 	}
 	file, err := os.OpenFile(f.path, mode, 0)
 	if err != nil {
-		return nil, nil, nil, fmt.Errorf("drive %s: %w", config.Drives[f.drive].Serial, err)
+		return nil, err
 	}
 	info, err := file.Stat()
 	if err == nil && f.size > 0 && info.Size() < f.size {
@@ -242,9 +301,9 @@ func open(config Config, f file) (*os.File, net.Conn, *socketAddress, error) {
 	}
 	if err != nil {
 		_ = file.Close()
-		return nil, nil, nil, fmt.Errorf("drive %s: %w", config.Drives[f.drive].Serial, err)
+		return nil, err
 	}
-	return file, nil, nil, nil
+	return file, nil
 }
 
 // socketpair returns QEMU's end and ours.
@@ -378,17 +437,24 @@ func (m *Machine) pump(w io.Writer, r io.Reader) {
 	}
 }
 
-// watch speaks to QEMU until it is gone.
-func (m *Machine) watch(conn net.Conn, seen *ending) {
+// watch speaks to QEMU until it is gone. begin is what to say first; it is waited for.
+func (m *Machine) watch(conn net.Conn, seen *ending, begin []command) {
 	client, err := qmp.Dial(context.Background(), conn) // ends with QEMU
 	if err != nil {
 		close(m.greeted)
 		return
 	}
+	defer client.Close()
+	for _, c := range begin {
+		if err := client.Execute(context.Background(), c.name, c.arguments, nil); err != nil {
+			m.log.Error("QEMU refused to restore the machine", "error", err)
+			_ = m.process.Kill()
+			break
+		}
+	}
 	seen.greeted = true
 	m.qmp = client
 	close(m.greeted)
-	defer client.Close()
 	diskErrors := map[string]int{} // by drive and operation
 	for e := range client.Events() {
 		switch e.Name {
@@ -405,6 +471,13 @@ func (m *Machine) watch(conn net.Conn, seen *ending) {
 			if status.Status == "internal-error" {
 				seen.engine = true
 				_ = m.process.Kill()
+			}
+		case "MIGRATION":
+			var data struct{ Status string }
+			_ = json.Unmarshal(e.Data, &data)
+			select {
+			case m.migration <- data.Status:
+			default: // nobody asked for this much
 			}
 		case "BLOCK_IO_ERROR":
 			var data struct {
@@ -532,6 +605,13 @@ type Memory struct {
 
 const balloonPath = "/machine/peripheral/balloon"
 
+// property names a property of one of QEMU's objects.
+type property struct {
+	Path     string `json:"path"`
+	Property string `json:"property"`
+	Value    any    `json:"value,omitempty"`
+}
+
 // Memory asks the host, and the guest by its balloon driver.
 func (m *Machine) Memory(ctx context.Context) (Memory, error) {
 	var mem Memory
@@ -543,11 +623,6 @@ func (m *Machine) Memory(ctx context.Context) (Memory, error) {
 	c, err := m.QMP(ctx)
 	if err != nil {
 		return mem, err
-	}
-	type property struct {
-		Path     string `json:"path"`
-		Property string `json:"property"`
-		Value    any    `json:"value,omitempty"`
 	}
 	type statistics struct {
 		LastUpdate int64 `json:"last-update"`

@@ -37,6 +37,13 @@ type Config struct {
 	Drives []Drive // in slot order: the first is the guest's first virtio-blk device
 	Wire   *Wire   // nil: no network device
 
+	// MemoryFile is the path of the file that is the guest's memory, for a machine that Snapshot will be called on: Start
+	// makes it, and it must not exist. While the machine runs, everybody who reaches it by path may write to it: its
+	// directory must be the caller's alone. Empty: memory without a name.
+	MemoryFile string
+	// Restore is what the machine goes on from, instead of booting; see Snapshot. nil: boot.
+	Restore *Snapshot
+
 	// Console is the path of the file that gets the kernel's log (hvc0). The file and its predecessor, Console plus
 	// ".old", stay under ConsoleLimit together. Empty: only the tail is kept, in memory.
 	Console      string
@@ -63,7 +70,11 @@ type Drive struct {
 	// Exactly one of these is the contents.
 	Path    string   // a raw file
 	Extents []Extent // several raw files, shown as one device one behind the other; blocks that the guest frees stay taken
+	Blank   bool     // nothing: it reads as zero and forgets what is written. Machine.Attach gives it contents later
 }
+
+// SlotSize is how large a guest takes a drive to be that was blank when it booted: more than any file that will be there.
+const SlotSize = 1 << 40
 
 // Extent is a file as a part of a drive. It takes Size rounded up to ExtentAlignment; what the file lacks reads as zero, and a
 // write there makes it longer.
@@ -81,6 +92,14 @@ type Wire struct {
 	File *os.File // the connection; Start leaves it open, the caller closes it
 	MAC  string   // required
 	MTU  int      // told to the guest; 0: not told
+}
+
+// Snapshot is a machine at rest, as Machine.Snapshot leaves it. Each start from it gets the memory copy-on-write: the files
+// are not changed. It fits a Config that differs in nothing but Name, Console, RunAs, the drives' contents, and the
+// wire's file and MAC address.
+type Snapshot struct {
+	Memory string // path of the memory, as large as Config.Memory in MiB
+	State  string // path of the devices' state
 }
 
 // WireKind is what the file of a Wire is.
@@ -136,9 +155,14 @@ func (c Config) Validate() error {
 			bad("%s: another drive has the same serial", name)
 		}
 		seen[d.Serial] = true
-		switch {
-		case (d.Path == "") == (len(d.Extents) == 0):
-			bad("%s: needs either a path or extents", name)
+		n := 0
+		for _, is := range []bool{d.Path != "", len(d.Extents) > 0, d.Blank} {
+			if is {
+				n++
+			}
+		}
+		if n != 1 {
+			bad("%s: needs either a path or extents, or is blank", name)
 		}
 		for j, e := range d.Extents {
 			if e.Path == "" || e.Size <= 0 {
@@ -154,6 +178,14 @@ func (c Config) Validate() error {
 			bad("wire: its file is missing")
 		case !validMAC(c.Wire.MAC):
 			bad("wire: MAC address %q is none", c.Wire.MAC)
+		}
+	}
+	if r := c.Restore; r != nil {
+		switch {
+		case c.MemoryFile != "":
+			bad("a machine cannot both come from a snapshot and become one")
+		case r.Memory == "" || r.State == "":
+			bad("the snapshot needs a memory and a state")
 		}
 	}
 	if n := c.devices(); n > slots {

@@ -44,6 +44,8 @@ type Options struct {
 	Wire        *vmm.Wire
 	Console     string // file for the kernel log
 	RunAs       *vmm.Credential
+	MemoryFile  string        // see vmm.Config
+	Restore     *vmm.Snapshot // see vmm.Config
 
 	Deadline time.Duration // of the machine's life; 0: two minutes
 }
@@ -118,6 +120,7 @@ func Config(t testing.TB, o Options) vmm.Config {
 		Name: "kcradle-test", Engine: host.Engine, QEMU: host.QEMU.Path,
 		Kernel: o.Kernel, Initrd: o.Initrd, CommandLine: strings.TrimSpace(cmdline + " " + o.CommandLine),
 		VCPUs: o.VCPUs, Memory: o.Memory, Drives: o.Drives, Wire: o.Wire, Console: o.Console, RunAs: o.RunAs,
+		MemoryFile: o.MemoryFile, Restore: o.Restore,
 	}
 }
 

@@ -267,6 +267,11 @@ func blocks(t *testing.T, path string) int64 {
 // What the guest frees goes back to the host (free page reporting).
 func TestMemoryGoesBack(t *testing.T) {
 	vm := Boot(t, Options{Init: guest, Memory: 512 << 20})
+	memoryGoesBack(t, vm)
+}
+
+func memoryGoesBack(t *testing.T, vm *VM) {
+	t.Helper()
 	c := control(vm)
 	resident := func() int64 {
 		m, err := vm.Memory(vm.Context())

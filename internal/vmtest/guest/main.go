@@ -114,8 +114,8 @@ func do(words []string) (string, error) {
 	case "read": // a file
 		b, err := os.ReadFile(words[1])
 		return strings.ReplaceAll(strings.TrimSpace(string(b)), "\n", "|"), err
-	case "disk": // serial: name, size, read-only, sha256 of its contents
-		return disk(words[1])
+	case "disk": // serial, and how many bytes of it, or all: name, size, read-only, sha256 of its contents
+		return disk(words[1], words[2:]...)
 	case "fill": // serial, byte, MiB, and sync
 		return "", fill(words[1], words[2], words[3])
 	case "discard": // serial
@@ -138,7 +138,7 @@ func find(serial string) (string, error) {
 	return "", fmt.Errorf("no disk with serial %q", serial)
 }
 
-func disk(serial string) (string, error) {
+func disk(serial string, limit ...string) (string, error) {
 	name, err := find(serial)
 	if err != nil {
 		return "", err
@@ -152,8 +152,16 @@ func disk(serial string) (string, error) {
 		return "", err
 	}
 	defer f.Close()
+	var r io.Reader = f
+	if len(limit) > 0 {
+		n, err := strconv.ParseInt(limit[0], 10, 64)
+		if err != nil {
+			return "", err
+		}
+		r = io.LimitReader(f, n)
+	}
 	sum := sha256.New()
-	n, err := io.Copy(sum, f)
+	n, err := io.Copy(sum, r)
 	return fmt.Sprintf("%s %d ro=%s %x", name, n, strings.TrimSpace(string(ro)), sum.Sum(nil)), err
 }
 

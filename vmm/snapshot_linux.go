@@ -1,0 +1,145 @@
+package vmm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+)
+
+// command is one command of QEMU's control protocol.
+type command struct {
+	name      string
+	arguments any
+}
+
+type capability struct {
+	Name string `json:"capability"`
+	On   bool   `json:"state"`
+}
+
+// The memory stays in its file: only the devices' state goes through the stream. Events tell of the end.
+var migrationCapabilities = command{"migrate-set-capabilities", struct {
+	Capabilities []capability `json:"capabilities"`
+}{[]capability{{"x-ignore-shared", true}, {"events", true}}}}
+
+type uri struct {
+	URI string `json:"uri"`
+}
+
+// incoming is what a restored machine's QEMU is told first.
+func incoming(config Config) []command {
+	for i, f := range config.files() {
+		if f.role == "state" {
+			return []command{migrationCapabilities, {"migrate-incoming", uri{fmt.Sprintf("fd:%d", firstFile+i)}}}
+		}
+	}
+	return nil
+}
+
+// Snapshot stops the machine for good and writes the state of its devices to a new file. With the file of
+// Config.MemoryFile that is a Snapshot, once the machine was killed and has ended. The guest goes on from it in every
+// machine that is restored, as if nothing had happened in between.
+func (m *Machine) Snapshot(ctx context.Context, state string) (err error) {
+	c, err := m.QMP(ctx)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(state, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("snapshot: %w", err)
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	// Not stopped before: the state would say so, and the machine would not go on by itself.
+	if err := c.Execute(ctx, migrationCapabilities.name, migrationCapabilities.arguments, nil); err != nil {
+		return fmt.Errorf("snapshot: %w", err)
+	}
+	if err := c.ExecuteWithFile(ctx, "getfd", struct {
+		Name string `json:"fdname"`
+	}{"state"}, f, nil); err != nil {
+		return fmt.Errorf("snapshot: %w", err)
+	}
+	if err := c.Execute(ctx, "migrate", uri{"fd:state"}, nil); err != nil {
+		return fmt.Errorf("snapshot: %w", err)
+	}
+	for {
+		select {
+		case status := <-m.migration:
+			switch status {
+			case "completed":
+				return nil
+			case "failed", "cancelled":
+				return fmt.Errorf("snapshot: QEMU says that it %s", status)
+			}
+		case <-m.done:
+			return fmt.Errorf("snapshot: %w", &ExitError{m.exit})
+		case <-ctx.Done():
+			return fmt.Errorf("snapshot: %w", context.Cause(ctx))
+		}
+	}
+}
+
+// Stop makes the guest's processors stand still; Continue lets them go on. Connections stay.
+func (m *Machine) Stop(ctx context.Context) error { return m.execute(ctx, "stop", nil) }
+
+// Continue is the end of Stop.
+func (m *Machine) Continue(ctx context.Context) error { return m.execute(ctx, "cont", nil) }
+
+func (m *Machine) execute(ctx context.Context, name string, arguments any) error {
+	c, err := m.QMP(ctx)
+	if err != nil {
+		return err
+	}
+	return c.Execute(ctx, name, arguments, nil)
+}
+
+// Attach puts a drive's contents behind the device of the same serial, while the machine runs or stands still; what was
+// there is let go. The guest does not notice: it must not have anything of the device in use or in its cache.
+func (m *Machine) Attach(ctx context.Context, d Drive) error {
+	c, err := m.QMP(ctx)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(m.drives, func(o Drive) bool { return o.Serial == d.Serial })
+	if i < 0 || m.drives[i].ReadOnly != d.ReadOnly {
+		return fmt.Errorf("attach drive %s: the machine has no such device", d.Serial)
+	}
+	m.attach.Lock()
+	defer m.attach.Unlock()
+	old := m.nodes[i]
+	// Descriptor sets and nodes that Start made have numbers below.
+	set := attachedSets + m.attached*maxFiles
+	m.attached++
+	for n, f := range d.files(i) {
+		file, err := d.open(f, set+n)
+		if err == nil {
+			err = c.ExecuteWithFile(ctx, "add-fd", struct {
+				Set int `json:"fdset-id"`
+			}{set + n}, file, nil)
+			_ = file.Close()
+		}
+		if err != nil {
+			return fmt.Errorf("attach drive %s: %w", d.Serial, err)
+		}
+	}
+	name := fmt.Sprintf("attached%d", set)
+	if err := c.Execute(ctx, "blockdev-add", d.node(name, set), nil); err != nil {
+		return fmt.Errorf("attach drive %s: %w", d.Serial, err)
+	}
+	if err := c.Execute(ctx, "qom-set", property{fmt.Sprintf("/machine/peripheral/blk%d", i), "drive", name}, nil); err != nil {
+		return fmt.Errorf("attach drive %s: %w", d.Serial, err)
+	}
+	m.nodes[i] = name
+	if err := c.Execute(ctx, "blockdev-del", struct {
+		Name string `json:"node-name"`
+	}{old}, nil); err != nil {
+		return fmt.Errorf("let go of the former contents of drive %s: %w", d.Serial, err)
+	}
+	return nil
+}
+
+const (
+	attachedSets = 1 << 16 // number of the first descriptor set that Attach makes
+	maxFiles     = 1 << 12 // and how many numbers each Attach may use
+)
