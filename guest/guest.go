@@ -36,6 +36,8 @@ type Machine interface {
 	// Mount mounts what the pod needs; Unmount takes it away again and fails when data may not be on disk.
 	Mount(p *spec.Pod, l *spec.Placement) (*Mounts, error)
 	Unmount() error
+	// Clear leaves no trace of what Network and Mount did, once Unmount has succeeded.
+	Clear() error
 }
 
 // Channel is the guest's end of the control channel.
@@ -96,7 +98,8 @@ type phase struct {
 	run  func(*guest, context.Context) error
 }
 
-// boot are the phases of every machine, before anything of its pod is known; a template is taken behind the last one.
+// boot are the phases of every machine, before anything of its pod is known; a template is taken behind the last one, or
+// behind a rehearsal.
 var boot = []phase{
 	{"early", (*guest).early},
 	{"listen", (*guest).listen},
@@ -141,6 +144,19 @@ func Run(ctx context.Context, cfg Config) error {
 			return err
 		}
 	}
+	for {
+		rehearsed, err := g.live(ctx)
+		if !rehearsed || err != nil {
+			return err
+		}
+		if err := g.renew(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// live is a pod's life, from its launch to its last unmount. It says whether that was a rehearsal, without a failure.
+func (g *guest) live(ctx context.Context) (rehearsed bool, err error) {
 	// The containers' processes outlive a cancelled ctx: they are stopped by the phases of the end.
 	var failed *phaseError
 	for _, p := range launch {
@@ -171,10 +187,28 @@ func Run(ctx context.Context, cfg Config) error {
 			g.log.Error("end of the pod", "error", message)
 		}
 		g.host.send(spec.FrameDone, done)
+		if failed == nil && clean && g.place.Rehearsal {
+			return true, nil
+		}
 		g.host.awaitClose(lastWords)
 	} else if failed != nil {
-		return failed
+		return false, failed
 	}
+	return false, nil
+}
+
+// renew makes the machine after a rehearsal what it was before, and tells the host so by ending the stream.
+func (g *guest) renew(ctx context.Context) error {
+	if err := g.m.Clear(); err != nil {
+		return fmt.Errorf("clear up after a rehearsal: %w", err)
+	}
+	host := g.host
+	g.doc, g.place, g.mounts, g.binds, g.pod, g.host = nil, nil, nil, nil, nil, nil
+	g.launched = make(chan struct{})
+	if err := g.serve(ctx); err != nil {
+		return err
+	}
+	host.close()
 	return nil
 }
 
@@ -211,6 +245,11 @@ func (g *guest) listen(ctx context.Context) error {
 	if g.control, err = g.channel.Listen(spec.PortControl); err != nil {
 		return err
 	}
+	return g.serve(ctx)
+}
+
+// serve opens the ports that belong to one pod.
+func (g *guest) serve(ctx context.Context) error {
 	api, err := g.channel.Listen(spec.PortVdocker)
 	if err != nil {
 		return err
@@ -291,8 +330,13 @@ func (g *guest) receive(ctx context.Context) error {
 	if kind != spec.FramePlacement {
 		return fmt.Errorf("receive the placement: got frame %q", kind)
 	}
-	g.place, err = spec.ParsePlacement(b)
-	return err
+	if g.place, err = spec.ParsePlacement(b); err != nil {
+		return err
+	}
+	if g.place.Rehearsal && g.digest != "" {
+		return errors.New("a measured machine runs its pod and rehearses none")
+	}
+	return nil
 }
 
 // clock sets the wall clock and the random state: before any code of the pod runs.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -28,7 +29,9 @@ const cgroupRoot = "/sys/fs/cgroup"
 // machine is the real one.
 type machine struct {
 	log     *slog.Logger
-	mounted []mounted // in order
+	mounted []mounted // writable ones, in order
+	others  []string  // other mounts, in order
+	cut     []string  // devices of the device mapper, in order
 }
 
 type mounted struct {
@@ -118,7 +121,7 @@ func (m *machine) Mount(p *spec.Pod, l *spec.Placement) (*Mounts, error) {
 			return nil, fmt.Errorf("volume %s: %w", v.Name, err)
 		}
 		if at.Length != 0 {
-			if d, err = disk.Linear("volume"+strconv.Itoa(i), d, at.Offset, at.Length, disk.Writable); err != nil {
+			if d, err = m.linear("volume"+strconv.Itoa(i), d, at.Offset, at.Length, disk.Writable); err != nil {
 				return nil, fmt.Errorf("volume %s: %w", v.Name, err)
 			}
 		}
@@ -139,6 +142,7 @@ func (m *machine) Mount(p *spec.Pod, l *spec.Placement) (*Mounts, error) {
 		if err := unix.Mount("/proc/self/exe", out.InitFile, "", unix.MS_BIND, ""); err != nil {
 			return nil, fmt.Errorf("bind our own binary: %w", err)
 		}
+		m.others = append(m.others, out.InitFile)
 	}
 	return out, nil
 }
@@ -164,7 +168,7 @@ func (m *machine) layers(p *spec.Pod, l *spec.Placement, drives map[string]disk.
 		layer := d
 		// One layer alone is mounted from the drive itself. A file system and the device mapper cannot share a drive.
 		if e.Offset != 0 || len(want) > 1 {
-			if layer, err = disk.Linear("layer"+strconv.Itoa(i), d, e.Offset, e.Length, disk.ReadOnly); err != nil {
+			if layer, err = m.linear("layer"+strconv.Itoa(i), d, e.Offset, e.Length, disk.ReadOnly); err != nil {
 				return fmt.Errorf("layer %s: %w", id, err)
 			}
 		}
@@ -172,9 +176,18 @@ func (m *machine) layers(p *spec.Pod, l *spec.Placement, drives map[string]disk.
 		if err := disk.MountLayer(layer.Path, dir); err != nil {
 			return fmt.Errorf("layer %s: %w", id, err)
 		}
+		m.others = append(m.others, dir)
 		out.Layers[id] = dir
 	}
 	return nil
+}
+
+func (m *machine) linear(name string, d disk.Drive, offset, length int64, access disk.Access) (disk.Drive, error) {
+	out, err := disk.Linear(name, d, offset, length, access)
+	if err == nil {
+		m.cut = append(m.cut, name)
+	}
+	return out, err
 }
 
 func (m *machine) writable(d disk.Drive, dir string) error {
@@ -201,5 +214,19 @@ func (m *machine) Unmount() error {
 			errs = append(errs, err)
 		}
 	}
+	return errors.Join(errs...)
+}
+
+func (m *machine) Clear() error {
+	var errs []error
+	for _, dir := range slices.Backward(m.others) {
+		errs = append(errs, unix.Unmount(dir, unix.UMOUNT_NOFOLLOW))
+	}
+	for _, name := range slices.Backward(m.cut) {
+		errs = append(errs, disk.Remove(name))
+	}
+	m.mounted, m.others, m.cut = nil, nil, nil
+	// Nothing is mounted below any more, or the removal fails and harms nothing: layers are read-only.
+	errs = append(errs, os.RemoveAll(runDir), network.Down())
 	return errors.Join(errs...)
 }

@@ -1,9 +1,11 @@
 package guest_test
 
 import (
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -209,6 +211,52 @@ mknod /dev/disk b 254 0 && head -c1 /dev/disk; mkdir /sys/fs/cgroup/sub; mount -
 	}
 	if done := h.Done(); !done.Clean {
 		t.Errorf("unclean end: %s", done.Message)
+	}
+}
+
+// TestVMRehearsal runs pods one after the other in the same machine, each as if it were the first.
+func TestVMRehearsal(t *testing.T) {
+	if testing.Short() {
+		t.Skip("boots a machine")
+	}
+	d := makeDisks(t, "data")
+	vm := d.boot(t, vmtest.Options{})
+	d.place.Rehearsal = true
+	seen := map[string]bool{}
+	for i := range 3 {
+		begun := time.Now()
+		if i == 2 {
+			d.place.Rehearsal = false
+		}
+		c := spec.Container{
+			Name: "web", Image: spec.Image{Layers: d.layers}, Privileged: true, Init: true,
+			Cmd: []string{"sh", "-c", `
+wc -l < /proc/mounts; ls /sys/fs/cgroup | grep -c pod; grep -c . /proc/net/dev; ls /dev/dm-* | wc -l
+cat /srv/data/runs; echo run >> /srv/data/runs; cat /written 2>&1; echo kept >> /written; ip -o addr show up | wc -l; exit 5`},
+			Mounts: []spec.Mount{{Type: spec.MountVolume, Source: "data", Target: "/srv/data"}},
+		}
+		conn := vm.Dial(spec.PortControl)
+		h := guesttest.Launch(t, conn, &spec.Pod{Containers: []spec.Container{c}, Volumes: []spec.Volume{{Name: "data"}}}, &d.place)
+		done := h.Done()
+		if s := h.Status("web", spec.StatusExited); s.ExitCode != 5 || !done.Clean {
+			t.Errorf("run %d: %+v, %+v", i, s, done)
+		}
+		if i < 2 {
+			h.Ended()
+		}
+		t.Logf("run %d: %v", i, time.Since(begun).Round(time.Millisecond))
+		out := h.Output(0, 1)
+		if got := strings.Count(out, "run\n"); got != i {
+			t.Errorf("run %d: the volume remembers %d: %q, %q", i, got, out, h.Output(0, 2))
+		}
+		// What is the same in each run: mounts, cgroups, devices, addresses.
+		seen[strings.ReplaceAll(strings.ReplaceAll(strings.Replace(out, "cat: can't open '/written': No such file or directory\n", "", 1), "run\n", ""), "kept\n", "")] = true
+	}
+	if len(seen) != 1 {
+		t.Errorf("the machine was not the same in each run: %q", slices.Collect(maps.Keys(seen)))
+	}
+	if x := vm.Wait(); !x.Orderly() {
+		t.Errorf("the machine ended: %+v", x)
 	}
 }
 

@@ -22,6 +22,9 @@ type Placement struct {
 	Hold bool `json:"hold,omitempty"`
 	// Linger keeps the machine up after the last container has ended.
 	Linger bool `json:"linger,omitempty"`
+	// Rehearsal makes the guest ready for another pod when this one has ended: it takes everything of this one away, then
+	// ends the stream, and waits for the next.
+	Rehearsal bool `json:"rehearsal,omitempty"`
 }
 
 // ParsePlacement reads a placement strictly: what a guest does not know it would do wrong, and a volume mounted from the

@@ -116,6 +116,7 @@ func (m *fakeMachine) Mount(p *spec.Pod, _ *spec.Placement) (*guest.Mounts, erro
 }
 
 func (m *fakeMachine) Unmount() error { return nil }
+func (m *fakeMachine) Clear() error   { return nil }
 
 // envInitFile names a built cmd/init for tests of Container.Init.
 const envInitFile = "KCRADLE_GUESTTEST_INIT"
@@ -386,6 +387,16 @@ func (h *Host) Done() spec.Done {
 	h.t.Helper()
 	h.await("last frame", func() bool { return h.done != nil })
 	return *h.done
+}
+
+// Ended waits for the guest to end the stream.
+func (h *Host) Ended() {
+	h.t.Helper()
+	select {
+	case <-h.read:
+	case <-time.After(patience):
+		h.t.Fatalf("the guest did not end the stream within %v", patience)
+	}
 }
 
 // Failure waits for the launch to fail.

@@ -12,7 +12,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -68,18 +67,23 @@ func up(h *netlink.Handle, links []net.Interface, want *spec.Interface) error {
 	if err != nil {
 		return err
 	}
-	at := slices.IndexFunc(links, func(l net.Interface) bool { return bytes.Equal(l.HardwareAddr, mac) })
-	if at < 0 {
-		return fmt.Errorf("the machine has no interface with the MAC address %s", want.MAC)
+	have, err := find(links, mac)
+	if err != nil {
+		return err
 	}
-	have := links[at]
 	link := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: have.Index}} // what it is in full, nobody asks for
-	if have.Name != want.Name {
-		if have.Flags&net.FlagUp != 0 {
-			if err := h.LinkSetDown(link); err != nil {
-				return fmt.Errorf("set down: %w", err)
-			}
+	sameMAC := bytes.Equal(have.HardwareAddr, mac)
+	if have.Flags&net.FlagUp != 0 && (have.Name != want.Name || !sameMAC) {
+		if err := h.LinkSetDown(link); err != nil {
+			return fmt.Errorf("set down: %w", err)
 		}
+	}
+	if !sameMAC {
+		if err := h.LinkSetHardwareAddr(link, mac); err != nil {
+			return fmt.Errorf("set MAC address %s: %w", want.MAC, err)
+		}
+	}
+	if have.Name != want.Name {
 		if err := h.LinkSetName(link, want.Name); err != nil {
 			return fmt.Errorf("rename %s: %w", have.Name, err)
 		}
@@ -136,6 +140,50 @@ func up(h *netlink.Handle, links []net.Interface, want *spec.Interface) error {
 		if err := h.RouteReplace(r); err != nil {
 			return fmt.Errorf("add route by %s: %w", g, err)
 		}
+	}
+	return nil
+}
+
+// find returns the interface of a MAC address. In a machine that was made from a template the address is still that of the
+// template: its only wire is meant then.
+func find(links []net.Interface, mac net.HardwareAddr) (net.Interface, error) {
+	var wires []net.Interface
+	for _, l := range links {
+		switch {
+		case bytes.Equal(l.HardwareAddr, mac):
+			return l, nil
+		case len(l.HardwareAddr) == len(mac) && !bytes.Equal(l.HardwareAddr, make([]byte, len(mac))): // the kernel's own have none
+			wires = append(wires, l)
+		}
+	}
+	if len(wires) != 1 {
+		return net.Interface{}, fmt.Errorf("the machine has no interface with the MAC address %s", mac)
+	}
+	return wires[0], nil
+}
+
+// Down takes everything back that Up did, but for names, MAC addresses and the size of packets.
+func Down() error {
+	links, err := net.Interfaces()
+	if err != nil {
+		return fmt.Errorf("list network interfaces: %w", err)
+	}
+	var errs []error
+	for _, l := range links {
+		if l.Flags&net.FlagUp == 0 {
+			continue
+		}
+		link := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: l.Index}}
+		addrs, err := netlink.AddrList(link, netlink.FAMILY_V4) // those of IPv6 and the routes go with the interface's state
+		errs = append(errs, err, netlink.LinkSetDown(link))
+		for _, a := range addrs {
+			if l.Flags&net.FlagLoopback == 0 {
+				errs = append(errs, netlink.AddrDel(link, &a))
+			}
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("take the network down: %w", err)
 	}
 	return nil
 }
