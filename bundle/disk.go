@@ -145,3 +145,26 @@ func copyData(ctx context.Context, out, in *os.File, size int64) error {
 	}
 	return nil
 }
+
+// TemporaryDisk is an empty ext4 disk in memory, which goes when it is closed.
+func TemporaryDisk(ctx context.Context, cache string) (*os.File, error) {
+	path, err := blank(ctx, cache, DefaultDiskSize)
+	if err != nil {
+		return nil, err
+	}
+	in, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer in.Close()
+	fd, err := unix.MemfdCreate("disk", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	out := os.NewFile(uintptr(fd), "disk")
+	if err := copyData(ctx, out, in, DefaultDiskSize); err != nil {
+		out.Close()
+		return nil, err
+	}
+	return out, nil
+}

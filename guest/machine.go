@@ -29,6 +29,7 @@ const cgroupRoot = "/sys/fs/cgroup"
 // machine is the real one.
 type machine struct {
 	log     *slog.Logger
+	drives  map[string]disk.Drive
 	mounted []mounted // writable ones, in order
 	others  []string  // other mounts, in order
 	cut     []string  // devices of the device mapper, in order
@@ -52,6 +53,13 @@ func (m *machine) Early() (string, error) {
 		return "", err
 	}
 	if err := early.Settings(); err != nil {
+		return "", err
+	}
+	if err := network.Loopback(); err != nil {
+		return "", err
+	}
+	var err error
+	if m.drives, err = disk.Drives(); err != nil { // none comes later
 		return "", err
 	}
 	b, err := os.ReadFile("/proc/cmdline")
@@ -87,10 +95,7 @@ func (m *machine) Seed(entropy []byte) error { return early.Seed(entropy) }
 func (m *machine) Network(n *spec.Network) error { return network.Up(n) }
 
 func (m *machine) Mount(p *spec.Pod, l *spec.Placement) (*Mounts, error) {
-	drives, err := disk.Drives()
-	if err != nil {
-		return nil, err
-	}
+	drives := m.drives
 	out := &Mounts{
 		Layers: map[string]string{}, Volumes: map[string]string{},
 		Scratch: filepath.Join(runDir, "scratch"),

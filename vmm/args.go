@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -32,7 +33,8 @@ var engines = map[Engine]struct {
 	// Without a timer chip the kernel hangs while it calibrates the TSC.
 	// One thread for all vCPUs: with a thread each, one translates code while another rewrites it and keeps what it read.
 	// A kernel that patches itself (a CPU quota is enough) then dies of its own int3, on QEMU 7.2 at once, on 10.0 seldom.
-	TCG: {accel: "tcg,thread=single", cpu: "max", smallPages: true},
+	// Without fast string instructions the kernel clears and copies eight bytes at a time, and each step is a loop here.
+	TCG: {accel: "tcg,thread=single", cpu: "max,-erms,-fsrm", smallPages: true},
 }
 
 // sandbox: QEMU opens nothing by privilege, starts nothing, and changes no priorities.
@@ -265,6 +267,23 @@ func (d Drive) node(name string, set int) node {
 		n.Discard = "unmap" // VMDK knows no discard and takes it for done
 	}
 	return n
+}
+
+// Shape is what of a config a snapshot depends on, as text: configs of the same shape can be restored from each other's
+// snapshots, as long as QEMU, kernel and initrd are the same files.
+func (c Config) Shape() []string {
+	c.Name, c.MemoryFile, c.Restore = "", "", nil
+	if c.CID != 0 {
+		c.CID = 3 // which one it is, the guest learns anew
+	}
+	if c.Wire != nil {
+		c.Wire = &Wire{Kind: c.Wire.Kind, MTU: c.Wire.MTU}
+	}
+	c.Drives = slices.Clone(c.Drives)
+	for i := range c.Drives {
+		c.Drives[i] = Drive{Serial: c.Drives[i].Serial, ReadOnly: c.Drives[i].ReadOnly, Blank: true}
+	}
+	return c.Args()
 }
 
 // escape doubles commas, which separate QEMU's options.

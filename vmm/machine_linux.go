@@ -134,7 +134,11 @@ func Start(ctx context.Context, config Config, log *slog.Logger) (*Machine, erro
 
 	m.oom = newOOMWatch(config.RunAs)
 	// The first connection waits in the socket's queue before QEMU looks at it.
-	m.channel = channel.NewHost(channel.HostConfig{Connect: address.connect, Fresh: config.Restore == nil, CID: config.CID})
+	guest := channel.Fresh
+	if config.Restore != nil {
+		guest = channel.Waiting
+	}
+	m.channel = channel.NewHost(channel.HostConfig{Connect: address.connect, Guest: guest, CID: config.CID})
 	u.Push(func() { _ = m.channel.Close() })
 
 	var guard *warden

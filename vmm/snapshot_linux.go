@@ -38,13 +38,16 @@ func incoming(config Config) []command {
 	return nil
 }
 
-// Snapshot stops the machine for good and writes the state of its devices to a new file. With the file of
+// Snapshot waits until the guest waits for a host, stops the machine for good, and writes the state of its devices to a new file. With the file of
 // Config.MemoryFile that is a Snapshot, once the machine was killed and has ended. The guest goes on from it in every
 // machine that is restored, as if nothing had happened in between.
 func (m *Machine) Snapshot(ctx context.Context, state string) (err error) {
 	c, err := m.QMP(ctx)
 	if err != nil {
 		return err
+	}
+	if err := m.channel.Rest(ctx); err != nil {
+		return fmt.Errorf("snapshot: %w", m.explain(err))
 	}
 	f, err := os.OpenFile(state, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {

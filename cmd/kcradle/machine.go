@@ -28,6 +28,22 @@ const volumeDevices = 3
 // tables and init. It grows with the machine, because the kernel keeps 64 bytes for each page of 4 KiB.
 func guestMemory(pod int64) int64 { return 64<<20 + pod/48 }
 
+// step rounds a machine's memory up to the next of few sizes, so that machines of about the same size share a template: a
+// power of two, or one and a quarter, a half or three quarters of one. Limits of containers are exact, whatever the
+// machine has.
+func step(memory int64) int64 {
+	p := int64(128 << 20)
+	for p < memory/2 {
+		p *= 2
+	}
+	for _, quarters := range []int64{4, 5, 6, 7, 8} {
+		if n := p / 4 * quarters; n >= memory {
+			return n
+		}
+	}
+	return memory // more than two to the 62nd
+}
+
 // podMemory is what the containers get together.
 func podMemory(p *spec.Pod) int64 {
 	if p.Memory > 0 {
@@ -70,7 +86,7 @@ func machineConfig(in machineInput) vmm.Config {
 		Initrd:      in.Package.InitrdPath(),
 		CommandLine: in.Package.Manifest.CommandLine,
 		VCPUs:       in.Pod.VCPUs,
-		Memory:      memory + guestMemory(memory),
+		Memory:      step(memory + guestMemory(memory)),
 		Wire:        in.Wire,
 		Console:     filepath.Join(in.Bundle.RunDir(), "console.log"),
 		CID:         in.CID,
@@ -86,13 +102,11 @@ func machineConfig(in machineInput) vmm.Config {
 		c.CommandLine += " " + kernel.Emulated(kernel.Emulation{CPUs: c.VCPUs, TSCKHz: in.TSCKHz})
 	}
 	c.Drives = append(c.Drives, vmm.Drive{Serial: spec.SerialScratch, Path: in.Bundle.ScratchPath()})
-	if len(in.Layers) > 0 {
-		d := vmm.Drive{Serial: spec.SerialLayers, ReadOnly: true}
-		for _, l := range in.Layers {
-			d.Extents = append(d.Extents, vmm.Extent{Path: l.Path, Size: l.Size})
-		}
-		c.Drives = append(c.Drives, d)
+	layers := vmm.Drive{Serial: spec.SerialLayers, ReadOnly: true, Blank: len(in.Layers) == 0}
+	for _, l := range in.Layers {
+		layers.Extents = append(layers.Extents, vmm.Extent{Path: l.Path, Size: l.Size})
 	}
+	c.Drives = append(c.Drives, layers)
 	if len(in.Volumes) > volumeDevices {
 		d := vmm.Drive{Serial: spec.SerialVolumes}
 		for _, v := range in.Volumes {

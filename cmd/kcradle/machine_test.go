@@ -18,6 +18,20 @@ import (
 	"github.com/kcradle/kcradle/vmm"
 )
 
+func TestStep(t *testing.T) {
+	const mib = 1 << 20
+	for in, want := range map[int64]int64{1: 128 * mib, 128 * mib: 128 * mib, 128*mib + 1: 160 * mib, 256 * mib: 256 * mib, 257 * mib: 320 * mib, 1109 * mib: 1280 * mib, 7000 * mib: 7 << 30} {
+		if got := step(in); got != want {
+			t.Errorf("%d MiB: got %d, want %d", in/mib, got/mib, want/mib)
+		}
+	}
+	for m := int64(130 * mib); m < 64<<30; m = m*11/10 + 12345 {
+		if got := step(m); got < m || got > m+m/3 {
+			t.Errorf("%d: got %d", m, got)
+		}
+	}
+}
+
 func TestMachineConfig(t *testing.T) {
 	pod := &spec.Pod{Name: "shop", Containers: []spec.Container{{Name: "a"}}}
 	layers := []bundle.Layer{{DiffID: "sha256:aa", Path: "/s/aa", Size: 5000}, {DiffID: "sha256:bb", Path: "/s/bb", Size: 8192}}
@@ -28,8 +42,8 @@ func TestMachineConfig(t *testing.T) {
 	})
 	want := vmm.Config{
 		Name: "kcradle:shop", Engine: vmm.TCG, QEMU: "/qemu", Kernel: "/p/vmlinux", Initrd: "/p/initrd.cpio",
-		CommandLine: "quiet tsc_early_khz=2000000 tsc=reliable nolapic_timer",
-		VCPUs:       1, Memory: defaultMemory + guestMemory(defaultMemory), Console: "/b/run/console.log",
+		CommandLine: "quiet tsc_early_khz=2000000 tsc=reliable mitigations=off nolapic_timer",
+		VCPUs:       1, Memory: 1280 << 20, Console: "/b/run/console.log",
 		Drives: []vmm.Drive{
 			{Serial: "scratch", Path: "/b/scratch.ext4"},
 			{Serial: "layers", ReadOnly: true, Extents: []vmm.Extent{{Path: "/s/aa", Size: 5000}, {Path: "/s/bb", Size: 8192}}},

@@ -111,6 +111,7 @@ runs, the docker client works on it too: see kcradle env.
 Environment:
   KCRADLE_ROOT        the state directory, as --root
   KCRADLE_PACKAGES    where the machine packages are (default: beside the program, ../lib/kcradle, /usr/lib/kcradle)
+  KCRADLE_TEMPLATES   how much disk machines at rest may take (default 2GiB), or off: see kcradle template
   DOCKER_HOST, DOCKER_CONFIG, CONTAINERD_ADDRESS, CONTAINERD_NAMESPACE    where images come from, as docker and ctr have it
   KCRADLE_PLAIN_HTTP  registries that may be spoken to without TLS`,
 		Example: `  kcradle summon /tmp/vm mariadb -e MARIADB_ROOT_PASSWORD=secret -p 3306:3306

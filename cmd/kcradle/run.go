@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
 	"github.com/kcradle/kcradle/bundle"
@@ -28,6 +29,7 @@ type runOptions struct {
 	DetachKeys       string
 
 	Linger, Hold bool
+	NoTemplate   bool
 
 	Network  string
 	Publish  []string
@@ -81,20 +83,41 @@ Ctrl-C is a key like any other, and ctrl-p ctrl-q detaches.`,
 	f.StringVar(&o.DetachKeys, "detach-keys", "ctrl-p,ctrl-q", "keys that detach from the container's terminal")
 	f.BoolVar(&o.Linger, "linger", false, "keep the machine when the last container has ended")
 	f.BoolVar(&o.Hold, "hold", false, "boot, and leave the containers created: the API starts them")
-	f.StringVar(&o.Network, "network", "user", "none, user or tap:`NAME`")
+	f.BoolVar(&o.NoTemplate, "no-template", false, "boot, even where a machine at rest could be used; make none")
 	f.StringArrayVarP(&o.Publish, "publish", "p", nil, "publish a port as docker does, beside those of the bundle")
 	f.StringArrayVar(&o.IPs, "ip", nil, "the pod's `address/bits` on a tap")
 	f.StringArrayVar(&o.Gateways, "gateway", nil, "default route on a tap, one per family")
-	f.StringVarP(&o.Memory, "memory", "m", "", "memory of the containers together, instead of the bundle's")
-	f.StringVar(&o.CPUs, "cpus", "", "number of CPUs of the machine, instead of the bundle's")
-	f.StringVar(&o.Engine, "engine", "", "kvm or tcg (default: what works here, see kcradle doctor)")
+	machineFlags(f, &o)
 	f.IntVar(&o.SuperviseFD, "supervise-fd", 0, "")
 	f.BoolVar(&o.Terminal, "supervise-terminal", false, "")
 	_ = f.MarkHidden("supervise-fd")
 	_ = f.MarkHidden("supervise-terminal")
+	completeMachineFlags(cmd)
+	return cmd
+}
+
+// machineFlags are the flags that a machine depends on before anything of its pod is known.
+func machineFlags(f *pflag.FlagSet, o *runOptions) {
+	f.StringVar(&o.Network, "network", "user", "none, user or tap:`NAME`")
+	f.StringVarP(&o.Memory, "memory", "m", "", "memory of the containers together, instead of the bundle's")
+	f.StringVar(&o.CPUs, "cpus", "", "number of CPUs of the machine, instead of the bundle's")
+	f.StringVar(&o.Engine, "engine", "", "kvm or tcg (default: what works here, see kcradle doctor)")
+}
+
+func completeMachineFlags(cmd *cobra.Command) {
 	_ = cmd.RegisterFlagCompletionFunc("network", cobra.FixedCompletions([]string{"none", "user", "tap:"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions([]string{"kvm", "tcg"}, cobra.ShellCompDirectiveNoFileComp))
-	return cmd
+}
+
+// machineArgs are the flags of machineFlags as they were given.
+func (o runOptions) machineArgs() []string {
+	var args []string
+	for flag, v := range map[string]string{"--network": o.Network, "--memory": o.Memory, "--cpus": o.CPUs, "--engine": o.Engine} {
+		if v != "" {
+			args = append(args, flag+"="+v)
+		}
+	}
+	return args
 }
 
 // run starts a bundle and returns its exit code. An error is kcradle's own, and then the code is 125.

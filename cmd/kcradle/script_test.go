@@ -188,5 +188,5 @@ func machineNeeds(t *testing.T) machine {
 
 func TestMachine(t *testing.T) {
 	m := machineNeeds(t)
-	testscript.Run(t, params(t, "testdata/machine", "KCRADLE_PACKAGES="+m.packages, "IMAGE="+m.image))
+	testscript.Run(t, params(t, "testdata/machine", "KCRADLE_PACKAGES="+m.packages, "IMAGE="+m.image, "KCRADLE_TEMPLATES=off"))
 }

@@ -56,6 +56,7 @@ type supervisor struct {
 
 	machine *vmm.Machine
 	mode    network.Mode
+	beside  func() // what is done once the first container has started; nil: nothing
 
 	mu   sync.Mutex
 	held []net.Conn // to other kcradles that wait for the end of this process
@@ -137,12 +138,13 @@ func (s *supervisor) supervise(ctx context.Context, state *bundle.State, signals
 	var u undo.Stack
 	defer u.Run()
 
-	nc, err := networkConfig(s.pod, s.opts)
+	p, err := makePlan(ctx, s.app, s.bundle, s.pod, s.opts)
 	if err != nil {
 		return end, err
 	}
-	s.mode = nc.Mode
-	state.Network = string(nc.Mode)
+	u.Push(p.close)
+	s.mode = p.mode
+	state.Network, state.Engine = string(p.mode), string(p.host.Engine)
 	shares, err := openShares(s.pod)
 	if err != nil {
 		return end, err
@@ -152,73 +154,65 @@ func (s *supervisor) supervise(ctx context.Context, state *bundle.State, signals
 			dir.Close()
 		}
 	})
-	pkg, err := s.bundle.Package()
-	if err != nil {
-		return end, err
-	}
-	layers, err := s.bundle.Layers()
-	if err != nil {
-		return end, err
-	}
-	volumes, err := s.bundle.Volumes()
-	if err != nil {
-		return end, err
-	}
-	host, err := probe(ctx, s.log, s.app.Root, s.opts.Engine)
-	if err != nil {
-		return end, err
-	}
-	state.Engine = string(host.Engine)
-	if host.Engine == vmm.TCG && !host.Cached && s.opts.Engine == "" {
-		fmt.Fprintf(s.app.Stderr, "kcradle run: slow: no hardware virtualization here: %s\n", host.Reason)
+	if p.host.Engine == vmm.TCG && !p.host.Cached && s.opts.Engine == "" {
+		fmt.Fprintf(s.app.Stderr, "kcradle run: slow: no hardware virtualization here: %s\n", p.host.Reason)
 	}
 	if err := s.clean(); err != nil {
 		return end, err
 	}
-
-	wire, err := network.Open(ctx, nc, s.log)
+	store, err := s.templates(p)
 	if err != nil {
 		return end, err
 	}
-	u.Push(func() { wire.Close() })
-	runAs, err := vmm.Unprivileged(host.Engine)
+	start, err := begin(ctx, p, store, s.log)
 	if err != nil {
-		s.log.Warn("QEMU runs as root", "error", err)
-	}
-	config := machineConfig(machineInput{
-		Bundle: s.bundle, Pod: s.pod, Package: pkg, Layers: layers, Volumes: volumes, Engine: host.Engine, QEMU: host.QEMU.Path,
-		HostCPUs: runtime.NumCPU(), Wire: machineWire(nc.Mode, wire), RunAs: runAs, TSCKHz: host.TSCKHz, CID: contextID(),
-	})
-	if s.machine, err = vmm.Start(ctx, config, s.log); err != nil {
 		return end, err
 	}
-	u.Push(func() { s.machine.Kill(); s.machine.Wait() })
-	if err := wire.CloseFile(); err != nil {
-		return end, fmt.Errorf("close the wire's end: %w", err)
-	}
+	u.Push(start.abandon)
 
 	// QEMU is on its way; everything from here on happens beside its boot.
 	podJSON, err := s.pod.Encode() // canonical: without flags that change the pod these are the bundle's bytes
 	if err != nil {
 		return end, err
 	}
-	placement := spec.Placement{
-		Layers: extents(layers), Volumes: volumeDrives(volumes), Hold: s.opts.Hold, Linger: s.opts.Linger,
-		Network: guestNetwork(nc.Mode, wire.Guest(), wire.Ports()),
-	}
+	placement := p.placement()
+	placement.Hold, placement.Linger = s.opts.Hold, s.opts.Linger
 	for _, dir := range shares {
 		placement.Shares = append(placement.Shares, spec.Share{File: dir.File()})
 	}
-	state.MachinePid, state.Ports = s.machine.PID(), specPorts(wire.Ports())
+	state.Ports = specPorts(p.wire.Ports())
 	state.Containers = make([]spec.State, len(s.pod.Containers))
 	for i, c := range s.pod.Containers {
 		state.Containers[i] = spec.State{Container: c.Name, Status: spec.StatusCreated}
 	}
-	if err := s.bundle.SetState(*state); err != nil {
-		return end, err
-	}
 	if err := s.bundle.Remember(s.app.Root); err != nil {
 		s.log.Debug("kcradle ps will not find this bundle by itself", "error", err)
+	}
+	listeners := map[string]net.Listener{}
+	for _, name := range []string{vdockerSocket, controlSocket} {
+		l, err := listenIn(s.bundle.RunDir(), name)
+		if err != nil {
+			return end, err
+		}
+		u.Push(func() { l.Close() })
+		listeners[name] = l
+	}
+	if s.machine, err = start.machine(ctx); err != nil {
+		return end, err
+	}
+	if start.store != nil && start.template == nil && !start.store.Busy() { // the next start is to be faster
+		s.beside = func() {
+			if err := warmBeside(s.app, s.opts); err != nil {
+				s.log.Warn("no template is made", "error", err)
+			}
+		}
+	}
+	if err := p.wire.CloseFile(); err != nil {
+		return end, fmt.Errorf("close the wire's end: %w", err)
+	}
+	state.MachinePid = s.machine.PID()
+	if err := s.bundle.SetState(*state); err != nil {
+		return end, err
 	}
 
 	var workers sync.WaitGroup
@@ -227,12 +221,8 @@ func (s *supervisor) supervise(ctx context.Context, state *bundle.State, signals
 	wctx, stopWorkers := context.WithCancel(ctx)
 	u.Push(stopWorkers)
 	for name, serve := range map[string]func(context.Context, net.Conn){vdockerSocket: s.proxy, controlSocket: s.serveControl} {
-		l, err := listenIn(s.bundle.RunDir(), name)
-		if err != nil {
-			return end, err
-		}
-		u.Push(func() { l.Close() })
-		workers.Go(func() { s.accept(wctx, l, serve, &workers) })
+		u.Push(func() { listeners[name].Close() })
+		workers.Go(func() { s.accept(wctx, listeners[name], serve, &workers) })
 	}
 	workers.Go(func() { s.signals(wctx, signals) })
 	workers.Go(func() { s.launch(wctx, podJSON, placement) })
@@ -324,16 +314,7 @@ func (s *supervisor) launch(ctx context.Context, podJSON []byte, p spec.Placemen
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	p.Now, p.Entropy = time.Now(), make([]byte, 64)
-	_, _ = rand.Read(p.Entropy) // never fails since Go 1.24
-	placement, err := json.Marshal(p)
-	if err == nil {
-		err = spec.WriteFrame(conn, spec.FramePod, podJSON)
-	}
-	if err == nil {
-		err = spec.WriteFrame(conn, spec.FramePlacement, placement)
-	}
-	if err != nil {
+	if err := sendPod(conn, podJSON, p); err != nil {
 		s.send(readerEnd{fmt.Errorf("send the pod: %w", err)})
 		return
 	}
@@ -476,6 +457,10 @@ func (s *supervisor) loop(ctx context.Context, state *bundle.State) bundle.End {
 				first := state.Containers[0]
 				if first.Status != spec.StatusCreated && first.Error == "" {
 					s.tell(startReport{})
+					if s.beside != nil {
+						s.beside()
+						s.beside = nil
+					}
 				}
 			case launchErr:
 				failure = &e.failure

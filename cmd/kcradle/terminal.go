@@ -206,14 +206,13 @@ func spawn(a *app, o runOptions, report *os.File, stdio [3]*os.File, terminal bo
 	if terminal {
 		args = append(args, "--supervise-terminal")
 	}
-	for flag, set := range map[string]bool{"--interactive": o.Interactive, "--tty": o.TTY, "--linger": o.Linger, "--hold": o.Hold} {
+	for flag, set := range map[string]bool{"--interactive": o.Interactive, "--tty": o.TTY, "--linger": o.Linger, "--hold": o.Hold, "--no-template": o.NoTemplate} {
 		if set {
 			args = append(args, flag)
 		}
 	}
 	for flag, values := range map[string][]string{
-		"--network": {o.Network}, "--publish": o.Publish, "--ip": o.IPs, "--gateway": o.Gateways, "--memory": {o.Memory},
-		"--cpus": {o.CPUs}, "--engine": {o.Engine}, "--detach-keys": {o.DetachKeys},
+		"--publish": o.Publish, "--ip": o.IPs, "--gateway": o.Gateways, "--detach-keys": {o.DetachKeys},
 	} {
 		for _, v := range values {
 			if v != "" {
@@ -221,6 +220,7 @@ func spawn(a *app, o runOptions, report *os.File, stdio [3]*os.File, terminal bo
 			}
 		}
 	}
+	args = append(args, o.machineArgs()...)
 	dir, err := filepath.Abs(o.Dir)
 	if err != nil {
 		return nil, err

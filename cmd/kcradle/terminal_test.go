@@ -92,7 +92,7 @@ func TestTerminal(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "vm")
 	run := func(args ...string) *exec.Cmd {
 		cmd := exec.Command(m.kcradle, args...)
-		cmd.Env = append(os.Environ(), "KCRADLE_ROOT="+filepath.Join(filepath.Dir(dir), "root"), "KCRADLE_PACKAGES="+m.packages)
+		cmd.Env = append(os.Environ(), "KCRADLE_TEMPLATES=off", "KCRADLE_ROOT="+filepath.Join(filepath.Dir(dir), "root"), "KCRADLE_PACKAGES="+m.packages)
 		return cmd
 	}
 	if out, err := run("summon", "-q", "-it", dir, m.image, "--", "sh").CombinedOutput(); err != nil {
@@ -134,7 +134,7 @@ func TestTerminal(t *testing.T) {
 func TestTerminalRefused(t *testing.T) {
 	m := machineNeeds(t)
 	dir := filepath.Join(t.TempDir(), "vm")
-	env := append(os.Environ(), "KCRADLE_ROOT="+filepath.Join(filepath.Dir(dir), "root"), "KCRADLE_PACKAGES="+m.packages)
+	env := append(os.Environ(), "KCRADLE_TEMPLATES=off", "KCRADLE_ROOT="+filepath.Join(filepath.Dir(dir), "root"), "KCRADLE_PACKAGES="+m.packages)
 	cmd := exec.Command(m.kcradle, "summon", "-q", dir, m.image)
 	cmd.Env = env
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -152,7 +152,7 @@ func TestTerminalRefused(t *testing.T) {
 func TestReaderGone(t *testing.T) {
 	m := machineNeeds(t)
 	dir := filepath.Join(t.TempDir(), "vm")
-	env := append(os.Environ(), "KCRADLE_ROOT="+filepath.Join(filepath.Dir(dir), "root"), "KCRADLE_PACKAGES="+m.packages)
+	env := append(os.Environ(), "KCRADLE_TEMPLATES=off", "KCRADLE_ROOT="+filepath.Join(filepath.Dir(dir), "root"), "KCRADLE_PACKAGES="+m.packages)
 	cmd := exec.Command(m.kcradle, "summon", "-q", dir, m.image, "--", "sh", "-c", "trap 'exit 5' TERM; while :; do echo line; done")
 	cmd.Env = env
 	if out, err := cmd.CombinedOutput(); err != nil {

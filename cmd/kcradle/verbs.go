@@ -22,6 +22,7 @@ func verbs() []verb {
 		{groupImage, newRmi},
 		{groupImage, newPrune},
 		{groupHost, newDoctorCommand},
+		{groupHost, newTemplate},
 		{groupHost, newPackage},
 		{groupHost, newVersion},
 		{groupHost, newDocs},

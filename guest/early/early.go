@@ -131,12 +131,12 @@ func Seed(b []byte) error {
 	if len(b) == 0 {
 		return nil
 	}
-	f, err := os.OpenFile("/dev/urandom", os.O_WRONLY, 0)
+	fd, err := unix.Open("/dev/urandom", unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return &fs.PathError{Op: "open", Path: "/dev/urandom", Err: err}
 	}
-	defer f.Close()
-	if err := addEntropy(f, b); err != nil {
+	defer unix.Close(fd)
+	if err := addEntropy(fd, b); err != nil {
 		return fmt.Errorf("seed the kernel's random pool: %w", err)
 	}
 	return nil

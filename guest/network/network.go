@@ -1,7 +1,8 @@
 // Package network sets up a pod's wire as the placement assigns it: interfaces found by MAC address, renamed, addressed,
 // routed, and the files that programs read about names.
 //
-//	err := network.Up(placement.Network)
+//	err := network.Loopback()
+//	err = network.Up(placement.Network)
 //	hosts := network.Hosts(pod, placement.Network)
 package network
 
@@ -20,12 +21,9 @@ import (
 	"github.com/kcradle/kcradle/spec"
 )
 
-// Up brings up loopback and the interfaces of n. There is no DHCP and no duplicate address detection: the addresses are
+// Up brings up the interfaces of n. There is no DHCP and no duplicate address detection: the addresses are
 // assigned, and waiting would delay every start by a second.
 func Up(n *spec.Network) error {
-	if err := loopback(); err != nil {
-		return fmt.Errorf("set loopback up: %w", err)
-	}
 	if len(n.Interfaces) == 0 {
 		return nil
 	}
@@ -46,12 +44,12 @@ func Up(n *spec.Network) error {
 	return nil
 }
 
-// loopback takes one call, and the kernel then gives it its addresses. Netlink would cost an emulated machine 25 ms: many do
-// not need it for anything else.
-func loopback() error {
+// Loopback brings up loopback. It takes one call, and the kernel then gives it its addresses. Netlink would cost an emulated
+// machine 25 ms: many do not need it for anything else.
+func Loopback() error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return fmt.Errorf("set loopback up: %w", err)
 	}
 	defer unix.Close(fd)
 	lo, err := unix.NewIfreq("lo")
@@ -59,7 +57,10 @@ func loopback() error {
 		return err
 	}
 	lo.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
-	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo)
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo); err != nil {
+		return fmt.Errorf("set loopback up: %w", err)
+	}
+	return nil
 }
 
 func up(h *netlink.Handle, links []net.Interface, want *spec.Interface) error {
@@ -170,16 +171,14 @@ func Down() error {
 	}
 	var errs []error
 	for _, l := range links {
-		if l.Flags&net.FlagUp == 0 {
+		if l.Flags&net.FlagUp == 0 || l.Flags&net.FlagLoopback != 0 {
 			continue
 		}
 		link := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: l.Index}}
 		addrs, err := netlink.AddrList(link, netlink.FAMILY_V4) // those of IPv6 and the routes go with the interface's state
 		errs = append(errs, err, netlink.LinkSetDown(link))
 		for _, a := range addrs {
-			if l.Flags&net.FlagLoopback == 0 {
-				errs = append(errs, netlink.AddrDel(link, &a))
-			}
+			errs = append(errs, netlink.AddrDel(link, &a))
 		}
 	}
 	if err := errors.Join(errs...); err != nil {

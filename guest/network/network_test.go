@@ -36,10 +36,60 @@ func TestUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer netlink.LinkDel(veth)
+	if err := Loopback(); err != nil {
+		t.Fatal(err)
+	}
 	n := placed()
 	if err := Up(n); err != nil {
 		t.Fatal(err)
 	}
+	checkUp(t)
+	n.Interfaces[0].MAC = "02:00:00:00:00:99"
+	if err := Up(n); err == nil || !strings.Contains(err.Error(), "no interface with the MAC address 02:00:00:00:00:99") {
+		t.Errorf("unknown MAC address, and two that it could be: %v", err)
+	}
+}
+
+// TestDown takes a wire down and up again, as a rehearsal and the pod behind it do, with another MAC address the second time.
+func TestDown(t *testing.T) {
+	sandboxtest.NeedInside(t)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	tap := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: "virt8"}, Mode: netlink.TUNTAP_MODE_TAP}
+	if err := netlink.LinkAdd(tap); err != nil {
+		t.Fatal(err)
+	}
+	defer netlink.LinkDel(tap)
+	if err := Loopback(); err != nil {
+		t.Fatal(err)
+	}
+	n := placed()
+	if err := Up(n); err != nil {
+		t.Fatal(err)
+	}
+	if err := Down(); err != nil {
+		t.Fatal(err)
+	}
+	link, err := netlink.LinkByName("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL); err != nil || len(addrs) != 0 || link.Attrs().Flags&net.FlagUp != 0 {
+		t.Errorf("down, and still %v, %v, %v", addrs, link.Attrs().Flags, err)
+	}
+	n.Interfaces[0].MAC = "02:00:00:00:00:99"
+	if err := Up(n); err != nil {
+		t.Fatal(err)
+	}
+	checkUp(t)
+	if link, err = netlink.LinkByName("eth0"); err != nil || link.Attrs().HardwareAddr.String() != n.Interfaces[0].MAC {
+		t.Errorf("MAC address %v, %v", link.Attrs().HardwareAddr, err)
+	}
+}
+
+// checkUp looks for what placed asks for.
+func checkUp(t *testing.T) {
+	t.Helper()
 	link, err := netlink.LinkByName("eth0")
 	if err != nil {
 		t.Fatal(err)
@@ -76,10 +126,6 @@ func TestUp(t *testing.T) {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil || lo.Attrs().Flags&net.FlagUp == 0 {
 		t.Errorf("loopback: %v, %v", lo, err)
-	}
-	n.Interfaces[0].MAC = "02:00:00:00:00:99"
-	if err := Up(n); err == nil || !strings.Contains(err.Error(), "no interface with the MAC address 02:00:00:00:00:99") {
-		t.Errorf("unknown MAC address: %v", err)
 	}
 }
 

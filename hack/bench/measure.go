@@ -132,7 +132,7 @@ func (b *bench) tearDown() {
 // command is kcradle with a state directory of its own.
 func (b *bench) command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, b.kcradle, args...)
-	cmd.Env = append(os.Environ(), "KCRADLE_ROOT="+filepath.Join(b.dir, "root"))
+	cmd.Env = append(os.Environ(), "KCRADLE_TEMPLATES=off", "KCRADLE_ROOT="+filepath.Join(b.dir, "root"))
 	return cmd
 }
 

@@ -105,7 +105,7 @@ func tempDir(t testing.TB) string {
 func command(t testing.TB, args ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command(kcradle(t), args...)
-	cmd.Env = append(os.Environ(), "KCRADLE_ROOT="+shared.root)
+	cmd.Env = append(os.Environ(), "KCRADLE_TEMPLATES=off", "KCRADLE_ROOT="+shared.root)
 	return cmd
 }
 
@@ -239,7 +239,7 @@ func (p *pod) stop() {
 // kill ends the pod in whatever state it is in, for the end of a test.
 func (p *pod) kill() {
 	cmd := exec.Command(command(p.t, "kill", p.dir).Path, "kill", p.dir)
-	cmd.Env = append(os.Environ(), "KCRADLE_ROOT="+shared.root)
+	cmd.Env = append(os.Environ(), "KCRADLE_TEMPLATES=off", "KCRADLE_ROOT="+shared.root)
 	_ = cmd.Run() // it fails when the pod has ended, as it should have
 	if p.t.Failed() {
 		p.t.Log(p.console())

@@ -43,7 +43,7 @@ func TestTour(t *testing.T) {
 	cmd := exec.Command("bash", "-euo", "pipefail", "-x")
 	cmd.Dir = root
 	cmd.Stdin = strings.NewReader(tour)
-	cmd.Env = append(os.Environ(), "KCRADLE_ROOT="+shared.root)
+	cmd.Env = append(os.Environ(), "KCRADLE_TEMPLATES=off", "KCRADLE_ROOT="+shared.root)
 	out, err := cmd.CombinedOutput()
 	t.Logf("%s", out)
 	if err != nil {

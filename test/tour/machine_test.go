@@ -51,7 +51,7 @@ func TestMachine(t *testing.T) {
 	run := func(args ...string) {
 		t.Helper()
 		cmd := exec.CommandContext(t.Context(), kcradle, args...)
-		cmd.Env = append(os.Environ(), "KCRADLE_ROOT="+filepath.Join(dir, "root"), "DOCKER_HOST="+d.Host)
+		cmd.Env = append(os.Environ(), "KCRADLE_TEMPLATES=off", "KCRADLE_ROOT="+filepath.Join(dir, "root"), "DOCKER_HOST="+d.Host)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("kcradle %v: %v: %s", args, err, out)
 		}
@@ -68,7 +68,7 @@ func TestMachine(t *testing.T) {
 	run("summon", "--pod", file, bundle)
 	t.Cleanup(func() {
 		cmd := exec.Command(kcradle, "kill", bundle)
-		cmd.Env = append(os.Environ(), "KCRADLE_ROOT="+filepath.Join(dir, "root"))
+		cmd.Env = append(os.Environ(), "KCRADLE_TEMPLATES=off", "KCRADLE_ROOT="+filepath.Join(dir, "root"))
 		_ = cmd.Run()
 		if b, err := os.ReadFile(filepath.Join(bundle, "run/console.log")); t.Failed() && err == nil {
 			t.Logf("console: %s", b[max(0, len(b)-4096):])

@@ -10,7 +10,7 @@
 //
 // On the host:
 //
-//	h := channel.NewHost(channel.HostConfig{Connect: connect, Fresh: true})
+//	h := channel.NewHost(channel.HostConfig{Connect: connect, Guest: channel.Fresh})
 //	conn, err := h.Dial(ctx, spec.PortVdocker) // waits for the guest's Ready
 //
 // # Session start on the serial port

@@ -136,7 +136,7 @@ func socketpair() (a, b net.Conn) {
 func pair(t testing.TB) (*Guest, *Host, *virtioPort) {
 	p := newVirtioPort()
 	g := newGuest(p, transportSerial, slog.New(slog.NewTextHandler(testWriter{t}, nil)))
-	h := NewHost(HostConfig{Connect: p.attach, Fresh: true})
+	h := NewHost(HostConfig{Connect: p.attach, Guest: Fresh})
 	return g, h, p
 }
 
@@ -456,7 +456,7 @@ func TestHostComesBack(t *testing.T) {
 	defer wg.Wait()
 	defer l.Close()
 	for i := range 20 {
-		h := NewHost(HostConfig{Connect: p.attach, Fresh: i == 0})
+		h := NewHost(HostConfig{Connect: p.attach, Guest: []GuestState{Fresh, Unknown}[min(i, 1)]})
 		c, err := h.Dial(testContext(t), 1)
 		if err != nil {
 			t.Fatal(err)
@@ -481,6 +481,56 @@ func TestHostComesBack(t *testing.T) {
 		}
 		_ = c.Close()
 	}
+}
+
+// A host that rests leaves a guest that the next host meets without knowing of the first: as in a restored machine, on the
+// same connection.
+func TestRest(t *testing.T) {
+	noLeaks(t)
+	g, h, _ := pair(t)
+	defer g.Close()
+	l, err := g.Listen(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.Ready()
+	var wg sync.WaitGroup
+	wg.Add(1)
+	go echo(l, &wg)
+	defer wg.Wait()
+	defer l.Close()
+	c, err := h.Dial(testContext(t), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Rest(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, ErrBroken) {
+		t.Errorf("a connection of the ended session: got %v, want %v", err, ErrBroken)
+	}
+	if _, err := h.Dial(testContext(t), 1); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("dialed at rest: got %v, want %v", err, net.ErrClosed)
+	}
+	if err := h.Rest(testContext(t)); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("rested twice: got %v, want %v", err, net.ErrClosed)
+	}
+	same := h.resting
+	h.resting = nil
+	_ = h.Close()
+	next := NewHost(HostConfig{Connect: func(context.Context) (net.Conn, error) { return same, nil }, Guest: Waiting})
+	defer next.Close()
+	c, err = next.Dial(testContext(t), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := bytes.Repeat([]byte{7}, 200<<10)
+	go func() { _, _ = c.Write(want) }()
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(c, got); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("echo differs, error %v", err)
+	}
+	_ = c.Close()
 }
 
 // One Host object outlives a session that the guest ends.

@@ -52,7 +52,7 @@ func FuzzGuestToHost(f *testing.F) {
 		}()
 		_ = a.SetReadDeadline(time.Now().Add(10 * time.Second))
 		r := bufio.NewReader(a)
-		if _, err := meetGuest(r, a, true); err != nil {
+		if _, err := meetGuest(r, a, Fresh); err != nil {
 			_ = a.Close()
 			return
 		}
@@ -93,7 +93,7 @@ func FuzzHostToGuest(f *testing.F) {
 				_ = c.Close()
 			}
 		}()
-		h := NewHost(HostConfig{Connect: p.attach, Fresh: true})
+		h := NewHost(HostConfig{Connect: p.attach, Guest: Fresh})
 		a, err := h.session(t.Context())
 		if err != nil {
 			t.Fatal(err)

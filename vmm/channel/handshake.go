@@ -127,12 +127,23 @@ func meetHost(r *bufio.Reader, w io.Writer, transport byte) error {
 	}
 }
 
+// sayBreak makes a guest begin anew, which it does with a hello.
+func sayBreak(w io.Writer, guest GuestState) error {
+	var b []byte
+	if guest == Unknown {
+		b = bytes.Repeat(magic[:1], fill)
+	}
+	if _, err := w.Write(append(b, message{version: version, kind: kindBreak}.encode()...)); err != nil {
+		return fmt.Errorf("announce a new session: %w", err)
+	}
+	return nil
+}
+
 // meetGuest is the host's side of the session start. It returns the transport that the guest announced.
-func meetGuest(r *bufio.Reader, w io.Writer, fresh bool) (transport byte, err error) {
-	if !fresh {
-		b := bytes.Repeat(magic[:1], fill)
-		if _, err := w.Write(append(b, message{version: version, kind: kindBreak}.encode()...)); err != nil {
-			return 0, fmt.Errorf("announce a new session: %w", err)
+func meetGuest(r *bufio.Reader, w io.Writer, guest GuestState) (transport byte, err error) {
+	if guest != Fresh {
+		if err := sayBreak(w, guest); err != nil {
+			return 0, err
 		}
 	}
 	known := map[uint64]bool{}

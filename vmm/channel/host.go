@@ -13,11 +13,20 @@ import (
 type HostConfig struct {
 	// Connect opens a connection to the device behind the port. Required. It is called again when a session has ended.
 	Connect func(ctx context.Context) (net.Conn, error)
-	// Fresh says that nobody was connected to this guest before: true after a cold boot, false after a restore.
-	Fresh bool
+	// Guest is what is known of the guest's end when the first connection is made.
+	Guest GuestState
 	// CID is the guest's context id on AF_VSOCK; 0: the machine has no vsock device.
 	CID uint32
 }
+
+// GuestState is what a guest's end is in the middle of when a host comes.
+type GuestState int
+
+const (
+	Unknown GuestState = iota // perhaps of a session with another host, which was lost
+	Fresh                     // of nothing: nobody was connected before
+	Waiting                   // it has said hello and waits for the answer; see Host.Rest
+)
 
 // Host is the host's end of the channel.
 type Host struct {
@@ -26,8 +35,9 @@ type Host struct {
 	cancel context.CancelFunc
 
 	mu      sync.Mutex
-	fresh   bool
+	guest   GuestState
 	closed  bool
+	resting net.Conn // set by Rest
 	attempt *attempt
 	running sync.WaitGroup
 }
@@ -65,7 +75,7 @@ func (a *attempt) over() bool {
 // NewHost begins to connect at once and returns; Close ends it.
 func NewHost(config HostConfig) *Host {
 	ctx, cancel := context.WithCancel(context.Background())
-	h := &Host{config: config, ctx: ctx, cancel: cancel, fresh: config.Fresh}
+	h := &Host{config: config, ctx: ctx, cancel: cancel, guest: config.Guest}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.beginLocked()
@@ -74,8 +84,8 @@ func NewHost(config HostConfig) *Host {
 
 func (h *Host) beginLocked() *attempt {
 	a := &attempt{ready: make(chan struct{})}
-	fresh := h.fresh
-	h.fresh = false
+	guest := h.guest
+	h.guest = Unknown
 	old := h.attempt
 	h.attempt = a
 	h.running.Add(1)
@@ -84,7 +94,7 @@ func (h *Host) beginLocked() *attempt {
 		if old != nil {
 			old.release()
 		}
-		h.meet(a, fresh)
+		h.meet(a, guest)
 		close(a.ready)
 	}()
 	return a
@@ -101,7 +111,7 @@ func (a *attempt) release() {
 }
 
 // meet makes one session.
-func (h *Host) meet(a *attempt, fresh bool) {
+func (h *Host) meet(a *attempt, guest GuestState) {
 	c, err := h.config.Connect(h.ctx)
 	if err != nil {
 		a.err = fmt.Errorf("connect to the control channel: %w", err)
@@ -109,7 +119,7 @@ func (h *Host) meet(a *attempt, fresh bool) {
 	}
 	stop := context.AfterFunc(h.ctx, func() { _ = c.SetDeadline(past) })
 	r := bufio.NewReader(c)
-	transport, err := meetGuest(r, c, fresh)
+	transport, err := meetGuest(r, c, guest)
 	stopped := stop()
 	if err == nil && !stopped {
 		err = net.ErrClosed
@@ -200,10 +210,23 @@ func (h *Host) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 
 // Close ends the session and waits for its goroutines. Connections over the serial port end with it.
 func (h *Host) Close() error {
+	if !h.end() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if h.resting != nil {
+			_ = h.resting.Close()
+			h.resting = nil
+		}
+	}
+	return nil
+}
+
+// end ends the session for good; false when that has happened before.
+func (h *Host) end() bool {
 	h.mu.Lock()
 	if h.closed {
 		h.mu.Unlock()
-		return nil
+		return false
 	}
 	h.closed = true
 	a := h.attempt
@@ -211,6 +234,40 @@ func (h *Host) Close() error {
 	h.cancel()
 	h.running.Wait()
 	a.release()
+	return true
+}
+
+// Rest ends the session and returns when the guest waits for another host, which finds it in the state Waiting. This one
+// can dial nothing any more, and stays connected until Close.
+func (h *Host) Rest(ctx context.Context) error {
+	if !h.end() {
+		return net.ErrClosed
+	}
+	c, err := h.config.Connect(ctx)
+	if err != nil {
+		return fmt.Errorf("connect to the control channel: %w", err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(past) })
+	defer stop()
+	// A guest may not have seen the connection go.
+	err = sayBreak(c, Unknown)
+	r, skipped := bufio.NewReader(c), 0
+	for {
+		var m message
+		if err == nil {
+			m, err = nextMessage(r, &skipped)
+		}
+		if err != nil {
+			_ = c.Close()
+			return fmt.Errorf("wait for the guest to say hello again: %w", err)
+		}
+		if m.kind == kindHello {
+			break
+		}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.resting = c
 	return nil
 }
 

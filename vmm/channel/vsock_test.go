@@ -14,7 +14,7 @@ func TestVsockIsAnnounced(t *testing.T) {
 	g := newGuest(p, transportVsock, nil)
 	defer g.Close()
 	const nobody = 4_000_000_000
-	h := NewHost(HostConfig{Connect: p.attach, Fresh: true, CID: nobody})
+	h := NewHost(HostConfig{Connect: p.attach, Guest: Fresh, CID: nobody})
 	defer h.Close()
 	g.Ready()
 	if err := h.Ready(testContext(t)); err != nil {
