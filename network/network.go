@@ -49,6 +49,9 @@ type Config struct {
 	Ports []Port
 	// Hosts are names that DNS answers itself, beside host.docker.internal and gateway.docker.internal. Only with User.
 	Hosts map[string]netip.Addr
+	// End is our end of a wire that the machine has already, a stream socket; nil: a new one. Only with User. The wire
+	// owns it when Open has succeeded.
+	End *os.File
 	// NoHost keeps the guest from the host's loopback: HostIP is not answered. Only with User.
 	NoHost bool
 
@@ -150,6 +153,9 @@ func (c *Config) Validate() error {
 		}
 	default:
 		return fmt.Errorf("mode: want none, user or tap, got %q", c.Mode)
+	}
+	if c.Mode != User && c.End != nil {
+		return errors.New("end: only the user network goes on with a wire that is there")
 	}
 	if c.Mode != Tap && c.Device != "" {
 		return fmt.Errorf("device: %q is only for a tap", c.Device)

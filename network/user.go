@@ -149,7 +149,12 @@ func openUser(ctx context.Context, c Config, log *slog.Logger) (_ *user, retErr 
 		u.ports = append(u.ports, bound...)
 	}
 	var err error
-	if u.conn, u.file, err = socketPair(); err != nil {
+	if c.End != nil {
+		u.conn, err = adopt(c.End)
+	} else {
+		u.conn, u.file, err = socketPair()
+	}
+	if err != nil {
 		return nil, err
 	}
 	search := c.Search
@@ -223,6 +228,20 @@ func socketPair() (*net.UnixConn, *os.File, error) {
 	return conn.(*net.UnixConn), theirs, nil
 }
 
+// adopt is our end of a wire that is there already.
+func adopt(end *os.File) (*net.UnixConn, error) {
+	conn, err := net.FileConn(end) // a copy
+	if err != nil {
+		return nil, fmt.Errorf("go on with a wire: %w", err)
+	}
+	c, ok := conn.(*net.UnixConn)
+	if !ok {
+		_ = conn.Close()
+		return nil, errors.New("go on with a wire: it is no unix socket")
+	}
+	return c, end.Close()
+}
+
 // stack builds the stack when it is first needed. It is nil when the wire was closed before that.
 func (u *user) stack() *netstack {
 	u.build.Do(func() { u.net = u.make() })
@@ -233,7 +252,11 @@ func (u *user) File() *os.File { return u.file }
 func (u *user) Guest() Guest   { return u.guest }
 
 func (u *user) CloseFile() error {
-	u.fileOnce.Do(func() { u.fileErr = u.file.Close() })
+	u.fileOnce.Do(func() {
+		if u.file != nil {
+			u.fileErr = u.file.Close()
+		}
+	})
 	return u.fileErr
 }
 

@@ -30,11 +30,16 @@ import (
 
 // Machine is a running virtual machine, or one that has ended. Its methods may be called at the same time.
 type Machine struct {
-	process *os.Process
+	pid     int
+	kill    func() error // SIGKILL; harmless when QEMU is gone
 	log     *slog.Logger
+	engine  Engine
 	channel *channel.Host
+	held    held
+	disarm  func() bool // lets the machine outlive the context of Start
 
 	killed atomic.Bool
+	given  atomic.Pointer[os.File] // set by Give: where to tell how QEMU ended
 	oom    *oomWatch
 
 	greeted chan struct{} // closed when qmp is set or QEMU will not greet
@@ -53,6 +58,15 @@ type Machine struct {
 	exit Exit
 }
 
+func newMachine(config Config, log *slog.Logger) *Machine {
+	m := &Machine{log: log, engine: config.Engine, greeted: make(chan struct{}), migration: make(chan string, 16), done: make(chan struct{})}
+	m.drives = slices.Clone(config.Drives)
+	for i := range config.Drives {
+		m.nodes = append(m.nodes, driveNode(i))
+	}
+	return m
+}
+
 // Start starts QEMU and returns as soon as its process runs; what goes wrong later is in Exit. QEMU dies with this
 // process, and when ctx ends. log may be nil.
 func Start(ctx context.Context, config Config, log *slog.Logger) (*Machine, error) {
@@ -66,14 +80,10 @@ func Start(ctx context.Context, config Config, log *slog.Logger) (*Machine, erro
 	defer u.Run()
 	defer handed.Run()
 
-	m := &Machine{log: log, greeted: make(chan struct{}), migration: make(chan string, 16), done: make(chan struct{})}
-	m.drives = slices.Clone(config.Drives)
-	for i := range config.Drives {
-		m.nodes = append(m.nodes, driveNode(i))
-	}
+	m := newMachine(config, log)
 	var control, kernelLog net.Conn
 	var address *socketAddress
-	var memory *os.File
+	var memory, lifeline *os.File
 	var inherited []*os.File
 	for i, f := range config.files() {
 		file, conn, addr, err := open(config, f, firstFile+i)
@@ -96,22 +106,20 @@ func Start(ctx context.Context, config Config, log *slog.Logger) (*Machine, erro
 			u.Push(func() { _ = addr.Close() })
 		case "memory":
 			memory = file
+		case "lifeline":
+			lifeline, err = ours(conn)
+			if err != nil {
+				return nil, fmt.Errorf("start machine: %w", err)
+			}
+			u.Push(func() { _ = lifeline.Close() })
 		}
 		inherited = append(inherited, file)
 	}
-	var console io.WriteCloser = discard{}
-	if config.Console != "" {
-		limit := config.ConsoleLimit
-		if limit <= 0 {
-			limit = 1 << 20
-		}
-		f, err := createBounded(config.Console, limit)
-		if err != nil {
-			return nil, fmt.Errorf("start machine: create console log: %w", err)
-		}
-		u.Push(func() { _ = f.Close() })
-		console = f
+	console, err := config.openConsole()
+	if err != nil {
+		return nil, fmt.Errorf("start machine: %w", err)
 	}
+	u.Push(func() { _ = console.Close() })
 	stderr, stderrEnd, err := os.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("start machine: %w", err)
@@ -125,8 +133,10 @@ func Start(ctx context.Context, config Config, log *slog.Logger) (*Machine, erro
 	cmd.Stderr = stderrEnd
 	cmd.ExtraFiles = inherited
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Setpgid:   true, // Ctrl-C in a terminal is the supervisor's business
-		Pdeathsig: syscall.SIGKILL,
+		Setpgid: true, // Ctrl-C in a terminal is the supervisor's business
+	}
+	if !config.Transferable {
+		cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	}
 	if r := config.RunAs; r != nil {
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: r.UID, Gid: r.GID, Groups: r.Groups}
@@ -167,35 +177,67 @@ func Start(ctx context.Context, config Config, log *slog.Logger) (*Machine, erro
 		return nil, fmt.Errorf("start machine: %w", qemuError(config.QEMU, err))
 	}
 	u.Keep()
-	m.process = cmd.Process
+	m.pid, m.kill = cmd.Process.Pid, cmd.Process.Kill
+	m.held = held{control: control, kernelLog: kernelLog, stderr: stderr, address: address, guard: guard}
+	if config.Transferable {
+		m.held.lifeline = lifeline
+		if err := tie(inherited[len(inherited)-1], m.pid); err != nil {
+			_ = m.kill()
+			log.Error("the machine cannot be tied to its owner", "error", err)
+		}
+	}
 	log.Debug("machine started", "pid", m.PID(), "engine", config.Engine)
+	m.attend(ctx, console, incoming(config), func() (syscall.WaitStatus, error) {
+		err := <-waited
+		var exitError *exec.ExitError
+		if errors.As(err, &exitError) {
+			err = nil
+		}
+		var status syscall.WaitStatus
+		if cmd.ProcessState != nil {
+			status, _ = cmd.ProcessState.Sys().(syscall.WaitStatus)
+		}
+		if to := m.given.Load(); to != nil {
+			tellStatus(to, status)
+		}
+		return status, err
+	})
+	return m, nil
+}
 
-	stop := context.AfterFunc(ctx, m.Kill)
-	seen := ending{kvm: config.Engine == KVM}
+// held is what of a machine this process has in its hands.
+type held struct {
+	control, kernelLog net.Conn
+	stderr             *os.File
+	address            *socketAddress
+	guard              *warden  // nil: the machine was not restored
+	lifeline           *os.File // nil: the machine dies with this process by itself
+}
+
+// attend looks after QEMU until its end. begin is what to tell it first, wait waits for its process.
+func (m *Machine) attend(ctx context.Context, console io.WriteCloser, begin []command, wait func() (syscall.WaitStatus, error)) {
+	m.disarm = context.AfterFunc(ctx, m.Kill)
+	seen := ending{kvm: m.engine == KVM}
 	var readers sync.WaitGroup
 	readers.Go(func() {
-		_, _ = io.Copy(&m.stderr, stderr)
-		_ = stderr.Close()
+		_, _ = io.Copy(&m.stderr, m.held.stderr)
+		_ = m.held.stderr.Close()
 	})
 	readers.Go(func() {
-		m.pump(console, kernelLog)
-		_ = kernelLog.Close()
+		m.pump(console, m.held.kernelLog)
 		_ = console.Close()
+		_ = m.held.kernelLog.Close()
 	})
-	readers.Go(func() { m.watch(control, &seen, incoming(config)) })
+	readers.Go(func() { m.watch(&seen, begin) })
 	go func() {
-		err := <-waited
-		stop()
+		seen.status, seen.waitError = wait()
+		m.disarm()
 		readers.Wait()
-		guard.close()
+		m.held.guard.close()
 		_ = m.channel.Close()
-		_ = address.Close()
-		var exitError *exec.ExitError
-		if err != nil && !errors.As(err, &exitError) {
-			seen.waitError = err
-		}
-		if cmd.ProcessState != nil {
-			seen.status, _ = cmd.ProcessState.Sys().(syscall.WaitStatus)
+		_ = m.held.address.Close()
+		if m.held.lifeline != nil {
+			_ = m.held.lifeline.Close()
 		}
 		seen.killed = m.killed.Load()
 		if seen.status.Signaled() && seen.status.Signal() == syscall.SIGKILL && !seen.killed {
@@ -204,10 +246,9 @@ func Start(ctx context.Context, config Config, log *slog.Logger) (*Machine, erro
 		m.oom.Close()
 		seen.stderr, seen.console = m.stderr.bytes(), m.console.bytes()
 		m.exit = seen.exit()
-		log.Debug("machine ended", "pid", m.PID(), "reason", m.exit.Reason)
+		m.log.Debug("machine ended", "pid", m.PID(), "reason", m.exit.Reason)
 		close(m.done)
 	}()
-	return m, nil
 }
 
 // startWith starts a command, with transparent huge pages disabled for it if smallPages is set. It inherits that from this
@@ -220,6 +261,22 @@ func startWith(cmd *exec.Cmd, smallPages bool) error {
 		} // a kernel without this: slower, no more
 	}
 	return cmd.Start()
+}
+
+// openConsole makes the file of the kernel's log.
+func (c Config) openConsole() (io.WriteCloser, error) {
+	if c.Console == "" {
+		return discard{}, nil
+	}
+	limit := c.ConsoleLimit
+	if limit <= 0 {
+		limit = 1 << 20
+	}
+	f, err := createBounded(c.Console, limit)
+	if err != nil {
+		return nil, fmt.Errorf("create console log: %w", err)
+	}
+	return f, nil
 }
 
 type discard struct{}
@@ -238,7 +295,7 @@ func qemuError(path string, err error) error {
 // open opens QEMU's descriptor of that number, with our end where there is one.
 func open(config Config, f file, number int) (*os.File, net.Conn, *socketAddress, error) {
 	switch f.role {
-	case "qmp", "console":
+	case "qmp", "console", "lifeline":
 		return socketpair(f.role)
 	case "channel":
 		file, address, err := listen()
@@ -442,17 +499,20 @@ func (m *Machine) pump(w io.Writer, r io.Reader) {
 }
 
 // watch speaks to QEMU until it is gone. begin is what to say first; it is waited for.
-func (m *Machine) watch(conn net.Conn, seen *ending, begin []command) {
-	client, err := qmp.Dial(context.Background(), conn) // ends with QEMU
-	if err != nil {
-		close(m.greeted)
-		return
+func (m *Machine) watch(seen *ending, begin []command) {
+	client := m.qmp // of an adopted machine
+	if client == nil {
+		var err error
+		if client, err = qmp.Dial(context.Background(), m.held.control); err != nil { // ends with QEMU
+			close(m.greeted)
+			return
+		}
 	}
 	defer client.Close()
 	for _, c := range begin {
 		if err := client.Execute(context.Background(), c.name, c.arguments, nil); err != nil {
 			m.log.Error("QEMU refused to restore the machine", "error", err)
-			_ = m.process.Kill()
+			_ = m.kill()
 			break
 		}
 	}
@@ -474,7 +534,7 @@ func (m *Machine) watch(conn net.Conn, seen *ending, begin []command) {
 			// QEMU keeps such a machine for a debugger.
 			if status.Status == "internal-error" {
 				seen.engine = true
-				_ = m.process.Kill()
+				_ = m.kill()
 			}
 		case "MIGRATION":
 			var data struct{ Status string }
@@ -501,7 +561,7 @@ func (m *Machine) watch(conn net.Conn, seen *ending, begin []command) {
 }
 
 // PID is QEMU's process id.
-func (m *Machine) PID() int { return m.process.Pid }
+func (m *Machine) PID() int { return m.pid }
 
 // Ready waits until the guest has said that it may be dialed.
 func (m *Machine) Ready(ctx context.Context) error {
@@ -569,7 +629,7 @@ func (m *Machine) Wait() Exit {
 // Kill ends the machine at once; Wait tells when it is gone. What the guest has flushed is on the host's disk.
 func (m *Machine) Kill() {
 	m.killed.Store(true)
-	_ = m.process.Kill()
+	_ = m.kill()
 }
 
 // Console returns the end of the kernel's log.

@@ -3,15 +3,19 @@ package vmm
 import (
 	"bufio"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// firstUser begins the range of user ids that machines run as: one per supervisor, so that no machine can touch the
-// processes of another. The range is above what distributions, containers and systemd hand out.
-const firstUser = 0x6B630000
+// Machines run as users of a range of their own, above what distributions, containers and systemd hand out. Which one is
+// drawn: of 64 million no two machines of a host get the same, so none can touch the processes of another.
+const (
+	firstUser = 0x6C000000
+	users     = 1 << 26
+)
 
 const nobody = 65534
 
@@ -21,7 +25,8 @@ func Unprivileged(engine Engine) (*Credential, error) {
 	if os.Geteuid() != 0 {
 		return nil, nil
 	}
-	c := &Credential{UID: firstUser + uint32(os.Getpid()), GID: firstUser + uint32(os.Getpid())}
+	id := firstUser + rand.Uint32N(users)
+	c := &Credential{UID: id, GID: id}
 	if !mapped("/proc/self/uid_map", c.UID) || !mapped("/proc/self/gid_map", c.GID) {
 		c.UID, c.GID = nobody, nobody
 	}

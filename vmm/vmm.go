@@ -49,6 +49,9 @@ type Config struct {
 	Console      string
 	ConsoleLimit int64 // bytes; 0: 1 MiB
 
+	// Transferable says that Give may be called: the machine then dies with whoever has it, not with this process.
+	Transferable bool
+
 	// CID is the guest's context id on AF_VSOCK, unique on the host. 0: the control channel runs over virtio-serial.
 	CID uint32
 

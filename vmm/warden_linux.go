@@ -49,6 +49,20 @@ func newWarden(memory *os.File, inherited []*os.File) (*warden, error) {
 	}, nil
 }
 
+// adoptWarden goes on with what another process's warden did; file is the memory, listener what it listened to.
+func adoptWarden(path string, memory, listener *os.File) (*warden, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(memory.Fd()), &st); err != nil {
+		return nil, &os.PathError{Op: "stat", Path: memory.Name(), Err: err}
+	}
+	if err := unix.SetNonblock(int(listener.Fd()), true); err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	w := &warden{path: path, memory: memory, device: st.Dev, inode: st.Ino, listener: listener}
+	w.ended.Go(w.serve)
+	return w, nil
+}
+
 // punch is fallocate's mode for giving blocks back.
 const punch = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
 

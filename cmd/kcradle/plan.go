@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"runtime"
 	"time"
 
@@ -12,27 +13,29 @@ import (
 	"github.com/kcradle/kcradle/network"
 	"github.com/kcradle/kcradle/spec"
 	"github.com/kcradle/kcradle/vmm"
+	"github.com/kcradle/kcradle/vmm/pool"
 	"github.com/kcradle/kcradle/vmm/template"
 )
 
 // plan is a machine before it is started, and what its guest will be told of it.
 type plan struct {
+	app     *app
 	host    vmm.Host
-	mode    network.Mode
 	pkg     *bundle.Package
 	layers  []bundle.Layer
 	volumes []bundle.Volume
-	wire    network.Wire
-	config  vmm.Config
+	network network.Config
+	wire    network.Wire // set by connect
+	config  vmm.Config   // before connect, its wire has no file
 }
 
-// makePlan looks at a bundle and at the host, and opens the wire.
+// makePlan looks at a bundle and at the host.
 func makePlan(ctx context.Context, a *app, b *bundle.Bundle, pod *spec.Pod, o runOptions) (*plan, error) {
 	nc, err := networkConfig(pod, o)
 	if err != nil {
 		return nil, err
 	}
-	p := &plan{mode: nc.Mode}
+	p := &plan{app: a, network: nc}
 	if p.pkg, err = b.Package(); err != nil {
 		return nil, err
 	}
@@ -45,27 +48,44 @@ func makePlan(ctx context.Context, a *app, b *bundle.Bundle, pod *spec.Pod, o ru
 	if p.host, err = probe(ctx, a.Log, a.Root, o.Engine); err != nil {
 		return nil, err
 	}
-	if p.wire, err = network.Open(ctx, nc, a.Log); err != nil {
-		return nil, err
-	}
 	runAs, err := vmm.Unprivileged(p.host.Engine)
 	if err != nil {
 		a.Log.Warn("QEMU runs as root", "error", err)
 	}
 	p.config = machineConfig(machineInput{
 		Bundle: b, Pod: pod, Package: p.pkg, Layers: p.layers, Volumes: p.volumes, Engine: p.host.Engine, QEMU: p.host.QEMU.Path,
-		HostCPUs: runtime.NumCPU(), Wire: machineWire(p.mode, p.wire), RunAs: runAs, TSCKHz: p.host.TSCKHz, CID: contextID(),
+		HostCPUs: runtime.NumCPU(), RunAs: runAs, TSCKHz: p.host.TSCKHz, CID: contextID(),
 	})
+	if nc.Mode == network.User {
+		p.config.Wire = &vmm.Wire{Kind: vmm.WireStream, MTU: network.DefaultMTU}
+	}
 	return p, nil
 }
 
-func (p *plan) close() { p.wire.Close() }
+// connect opens the wire. end is ours of one that the machine has already, nil for a new one.
+func (p *plan) connect(ctx context.Context, end *os.File) (err error) {
+	p.close()
+	c := p.network
+	c.End = end
+	if p.wire, err = network.Open(ctx, c, p.app.Log); err != nil {
+		return err
+	}
+	p.config.Wire = machineWire(c.Mode, p.wire)
+	return nil
+}
+
+func (p *plan) close() {
+	if p.wire != nil {
+		p.wire.Close()
+		p.wire = nil
+	}
+}
 
 // placement is what the guest is told of the machine.
 func (p *plan) placement() spec.Placement {
 	return spec.Placement{
 		Layers: extents(p.layers), Volumes: volumeDrives(p.volumes),
-		Network: guestNetwork(p.mode, p.wire.Guest(), p.wire.Ports()),
+		Network: guestNetwork(p.network.Mode, p.wire.Guest(), p.wire.Ports()),
 	}
 }
 
@@ -79,81 +99,128 @@ var errNoTemplate = errors.New("a machine on a tap device boots: its template wo
 
 // templatable says whether a template can be made of such a machine.
 func (p *plan) templatable() error {
-	if p.mode == network.Tap {
+	if p.network.Mode == network.Tap {
 		return errNoTemplate
 	}
 	return nil
 }
 
-// begun is a machine that has been started, from a template or not.
+// begun is a machine that has been started: taken from the pool, restored from a template, or booting.
 type begun struct {
 	plan     *plan
 	log      *slog.Logger
 	running  *vmm.Machine
 	store    *template.Store
-	template *template.Template // nil: it boots
+	pooled   bool
+	over     func()             // tells the pool that the start is over
+	template *template.Template // nil: it did not come from one
 }
 
-// begin starts the machine of a plan, from a template if there is one. It returns at once.
+// begin starts the machine of a plan in the fastest way there is, and opens its wire. store is nil when it must boot.
 func begin(ctx context.Context, p *plan, store *template.Store, log *slog.Logger) (*begun, error) {
-	b := &begun{plan: p, log: log, store: store}
-	if store != nil {
-		b.find()
+	b := &begun{plan: p, log: log, store: store, over: func() {}}
+	if store == nil {
+		return b, b.start(ctx)
+	}
+	shape, err := p.shape()
+	if err != nil {
+		log.Warn("no template can be used", "error", err)
+		b.store = nil
+		return b, b.start(ctx)
+	}
+	if b.take(ctx, shape) {
+		return b, nil
+	}
+	if b.template, err = store.Find(shape); err != nil && !errors.Is(err, template.ErrNone) {
+		log.Warn("no template can be used", "error", err)
+	}
+	return b, b.start(ctx)
+}
+
+// take takes a machine from the pool, if one runs and has one.
+func (b *begun) take(ctx context.Context, shape template.Shape) bool {
+	taken, err := pool.Take(ctx, poolSocket(b.plan.app), pool.Request{Shape: shape, Config: poolConfig(b.plan.config)})
+	if err == nil {
+		b.over = taken.Started
+		if b.running, err = vmm.Adopt(ctx, taken.Machine, b.plan.config, b.log); err == nil {
+			if err = b.plan.connect(ctx, taken.Wire); err == nil {
+				b.pooled = true
+				return true
+			}
+			b.abandon()
+		}
+		b.over()
+		if taken.Wire != nil {
+			taken.Wire.Close()
+		}
+	}
+	if !errors.Is(err, pool.ErrNoPool) && !errors.Is(err, pool.ErrNone) {
+		b.log.Warn("no machine of the pool could be used", "error", err)
+	}
+	return false
+}
+
+// start restores the machine or boots it.
+func (b *begun) start(ctx context.Context) error {
+	if err := b.plan.connect(ctx, nil); err != nil {
+		return err
 	}
 	var err error
 	if b.template != nil {
-		config := p.config
+		config := b.plan.config
 		config.Restore = &b.template.Snapshot
-		if b.running, err = vmm.Start(ctx, config, log); err == nil {
-			return b, nil
+		if b.running, err = vmm.Start(ctx, config, b.log); err == nil {
+			return nil
 		}
 		// Whatever it is, the host or the template: booting does not need it.
-		log.Warn("a machine could not be restored and boots", "template", b.template.Key, "error", err)
+		b.log.Warn("a machine could not be restored and boots", "template", b.template.Key, "error", err)
 		b.template = nil
 	}
-	b.running, err = vmm.Start(ctx, p.config, log)
-	return b, err
-}
-
-func (b *begun) find() {
-	shape, err := b.plan.shape()
-	if err == nil {
-		b.template, err = b.store.Find(shape)
-	}
-	if err != nil && !errors.Is(err, template.ErrNone) {
-		b.log.Warn("no template can be used", "error", err)
-	}
+	b.running, err = vmm.Start(ctx, b.plan.config, b.log)
+	return err
 }
 
 // restoreTimeout is how long a restored guest may take to answer; it is a matter of a tenth of a second.
 const restoreTimeout = 20 * time.Second
 
-// machine returns the machine, when it is clear that it lives: one that was restored has answered. If it does not, the
-// template is set aside, and the machine boots.
+// machine returns the machine, when it is clear that it lives: one that did not boot has answered. If it does not, it is let
+// go, its template is set aside, and the machine boots.
 func (b *begun) machine(ctx context.Context) (*vmm.Machine, error) {
-	if b.template != nil {
-		rctx, cancel := context.WithTimeoutCause(ctx, restoreTimeout, fmt.Errorf("no answer within %v", restoreTimeout))
-		err := b.running.Ready(rctx)
-		cancel()
-		if err != nil && ctx.Err() == nil {
+	if b.template == nil && !b.pooled {
+		return b.running, nil
+	}
+	rctx, cancel := context.WithTimeoutCause(ctx, restoreTimeout, fmt.Errorf("no answer within %v", restoreTimeout))
+	err := b.running.Ready(rctx)
+	cancel()
+	if err != nil && ctx.Err() == nil {
+		if b.template != nil {
 			b.store.SetAside(b.template.Key, err)
-			b.template = nil
-			b.abandon()
-			if b.running, err = vmm.Start(ctx, b.plan.config, b.log); err != nil {
-				return nil, err
-			}
+		} else {
+			b.log.Warn("a machine of the pool did not answer", "error", err)
+		}
+		b.template, b.pooled = nil, false
+		b.abandon()
+		if err := b.start(ctx); err != nil {
+			return nil, err
 		}
 	}
-	if b.template != nil {
+	switch {
+	case b.pooled:
+		b.log.Debug("machine of the pool")
+	case b.template != nil:
 		b.log.Debug("machine restored", "template", b.template.Key)
 	}
 	return b.running, nil
 }
+
+// cold says whether the machine boots although a template might have been used.
+func (b *begun) cold() bool { return b.store != nil && b.template == nil && !b.pooled }
 
 // abandon ends the machine.
 func (b *begun) abandon() {
 	if b.running != nil {
 		b.running.Kill()
 		b.running.Wait()
+		b.running = nil
 	}
 }

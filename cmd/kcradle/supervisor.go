@@ -143,8 +143,8 @@ func (s *supervisor) supervise(ctx context.Context, state *bundle.State, signals
 		return end, err
 	}
 	u.Push(p.close)
-	s.mode = p.mode
-	state.Network, state.Engine = string(p.mode), string(p.host.Engine)
+	s.mode = p.network.Mode
+	state.Network, state.Engine = string(s.mode), string(p.host.Engine)
 	shares, err := openShares(s.pod)
 	if err != nil {
 		return end, err
@@ -175,12 +175,6 @@ func (s *supervisor) supervise(ctx context.Context, state *bundle.State, signals
 	if err != nil {
 		return end, err
 	}
-	placement := p.placement()
-	placement.Hold, placement.Linger = s.opts.Hold, s.opts.Linger
-	for _, dir := range shares {
-		placement.Shares = append(placement.Shares, spec.Share{File: dir.File()})
-	}
-	state.Ports = specPorts(p.wire.Ports())
 	state.Containers = make([]spec.State, len(s.pod.Containers))
 	for i, c := range s.pod.Containers {
 		state.Containers[i] = spec.State{Container: c.Name, Status: spec.StatusCreated}
@@ -200,7 +194,8 @@ func (s *supervisor) supervise(ctx context.Context, state *bundle.State, signals
 	if s.machine, err = start.machine(ctx); err != nil {
 		return end, err
 	}
-	if start.store != nil && start.template == nil && !start.store.Busy() { // the next start is to be faster
+	s.beside = start.over
+	if start.cold() && !start.store.Busy() { // the next start is to be faster
 		s.beside = func() {
 			if err := warmBeside(s.app, s.opts); err != nil {
 				s.log.Warn("no template is made", "error", err)
@@ -210,7 +205,12 @@ func (s *supervisor) supervise(ctx context.Context, state *bundle.State, signals
 	if err := p.wire.CloseFile(); err != nil {
 		return end, fmt.Errorf("close the wire's end: %w", err)
 	}
-	state.MachinePid = s.machine.PID()
+	placement := p.placement()
+	placement.Hold, placement.Linger = s.opts.Hold, s.opts.Linger
+	for _, dir := range shares {
+		placement.Shares = append(placement.Shares, spec.Share{File: dir.File()})
+	}
+	state.MachinePid, state.Ports = s.machine.PID(), specPorts(p.wire.Ports())
 	if err := s.bundle.SetState(*state); err != nil {
 		return end, err
 	}

@@ -225,6 +225,9 @@ func warm(ctx context.Context, a *app, o runOptions, again, quiet bool) error {
 	if err := p.templatable(); err != nil {
 		return err
 	}
+	if err := p.connect(ctx, nil); err != nil {
+		return err
+	}
 	shape, err := p.shape()
 	if err != nil {
 		return err
@@ -257,7 +260,7 @@ func makeTemplate(ctx context.Context, a *app, store *template.Store, p *plan, s
 	defer cancel()
 	config := blankConfig(p.config)
 	return store.Make(ctx, shape, config, func(ctx context.Context, m *vmm.Machine) error {
-		return rehearse(ctx, m, filepath.Join(a.Root, "cache"), p.placement().Network)
+		return rehearse(ctx, m, filepath.Join(a.Root, "cache"), rehearsalNetwork(config.Wire))
 	})
 }
 

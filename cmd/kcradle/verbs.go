@@ -23,6 +23,7 @@ func verbs() []verb {
 		{groupImage, newPrune},
 		{groupHost, newDoctorCommand},
 		{groupHost, newTemplate},
+		{groupHost, newPool},
 		{groupHost, newPackage},
 		{groupHost, newVersion},
 		{groupHost, newDocs},

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -140,5 +141,70 @@ func TestAttach(t *testing.T) {
 	}
 	if err := vm.Attach(vm.Context(), vmm.Drive{Serial: "other", Path: "/dev/null"}); err == nil {
 		t.Error("a drive was attached to no device")
+	}
+}
+
+// A machine is given away, standing still, and goes on in other hands with other drives; its end is told.
+func TestHandover(t *testing.T) {
+	o := Options{InitFile: Build(t, guest), Drives: blank(), Memory: 512 << 20, RunAs: nobody()}
+	s := template(t, o)
+	for _, restored := range []bool{false, true} {
+		t.Run(fmt.Sprint("restored ", restored), func(t *testing.T) {
+			o := o
+			o.Transfer = true
+			if restored {
+				o.Restore = &s
+			}
+			vm := Boot(t, o)
+			control(vm).ask("read /proc/version")
+			h, err := vm.Give(vm.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !h.Alive() {
+				t.Fatal("it died")
+			}
+			file := filepath.Join(t.TempDir(), "layer")
+			contents := fmt.Appendf(nil, "%4096d", 1)
+			if err := os.WriteFile(file, contents, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			o.Drives = []vmm.Drive{blank()[0], {Serial: spec.SerialLayers, ReadOnly: true, Extents: []vmm.Extent{{Path: file, Size: 4096}}}}
+			begun := time.Now()
+			adopted := Adopt(t, h, o)
+			answer := control(adopted).ask("disk layers 4096")
+			t.Logf("first answer after %v", time.Since(begun).Round(time.Millisecond))
+			if want := fmt.Sprintf("vdb 4096 ro=1 %x", sha256.Sum256(contents)); answer != want {
+				t.Errorf("got %q, want %q", answer, want)
+			}
+			if restored {
+				memoryGoesBack(t, adopted) // the warden has changed hands, too
+			}
+			control(adopted).send("restart")
+			if x := adopted.Wait(); x.Reason != vmm.GuestReset {
+				t.Errorf("it ended: %+v", x)
+			}
+		})
+	}
+}
+
+// A machine that nobody has in his hands any more is killed.
+func TestHandoverDropped(t *testing.T) {
+	vm := Boot(t, Options{Init: guest, Drives: blank(), RunAs: nobody(), Transfer: true})
+	control(vm).ask("read /proc/version")
+	h, err := vm.Give(vm.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Close(); err != nil {
+		t.Error(err)
+	}
+	select {
+	case <-vm.Done():
+	case <-time.After(10 * time.Second):
+		t.Fatal("it lives")
+	}
+	if x := vm.Wait(); x.Signal != syscall.SIGKILL {
+		t.Errorf("it ended: %+v", x)
 	}
 }

@@ -46,6 +46,7 @@ type Options struct {
 	RunAs       *vmm.Credential
 	MemoryFile  string        // see vmm.Config
 	Restore     *vmm.Snapshot // see vmm.Config
+	Transfer    bool          // see vmm.Config.Transferable
 
 	Deadline time.Duration // of the machine's life; 0: two minutes
 }
@@ -72,7 +73,24 @@ func Boot(t testing.TB, o Options) *VM {
 		cancel()
 		t.Fatal(err)
 	}
-	vm := &VM{Machine: m, t: t, ctx: ctx, log: log}
+	return watch(t, ctx, cancel, m, log)
+}
+
+// Adopt takes over a machine that was given away.
+func Adopt(t testing.TB, h *vmm.Handover, o Options) *VM {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	log := &syncBuffer{}
+	m, err := vmm.Adopt(ctx, h, Config(t, o), slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})))
+	if err != nil {
+		cancel()
+		t.Fatal(err)
+	}
+	return watch(t, ctx, cancel, m, log)
+}
+
+// watch kills the machine when the test ends, and then tells of it if the test has failed.
+func watch(t testing.TB, ctx context.Context, cancel context.CancelFunc, m *vmm.Machine, log *syncBuffer) *VM {
 	t.Cleanup(func() {
 		m.Kill()
 		x := m.Wait()
@@ -81,7 +99,7 @@ func Boot(t testing.TB, o Options) *VM {
 			t.Logf("the machine ended: %s\nstderr: %s\nlog: %s\nconsole:\n%s", x.Message, x.Stderr, log, x.Console)
 		}
 	})
-	return vm
+	return &VM{Machine: m, t: t, ctx: ctx, log: log}
 }
 
 // Config is what Boot starts.
@@ -120,7 +138,7 @@ func Config(t testing.TB, o Options) vmm.Config {
 		Name: "kcradle-test", Engine: host.Engine, QEMU: host.QEMU.Path,
 		Kernel: o.Kernel, Initrd: o.Initrd, CommandLine: strings.TrimSpace(cmdline + " " + o.CommandLine),
 		VCPUs: o.VCPUs, Memory: o.Memory, Drives: o.Drives, Wire: o.Wire, Console: o.Console, RunAs: o.RunAs,
-		MemoryFile: o.MemoryFile, Restore: o.Restore,
+		MemoryFile: o.MemoryFile, Restore: o.Restore, Transferable: o.Transfer,
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -486,6 +487,12 @@ func TestHostComesBack(t *testing.T) {
 // A host that rests leaves a guest that the next host meets without knowing of the first: as in a restored machine, on the
 // same connection.
 func TestRest(t *testing.T) {
+	for _, known := range []bool{false, true} {
+		t.Run(fmt.Sprint("nonce known ", known), func(t *testing.T) { testRest(t, known) })
+	}
+}
+
+func testRest(t *testing.T, known bool) {
 	noLeaks(t)
 	g, h, _ := pair(t)
 	defer g.Close()
@@ -515,10 +522,13 @@ func TestRest(t *testing.T) {
 	if err := h.Rest(testContext(t)); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("rested twice: got %v, want %v", err, net.ErrClosed)
 	}
-	same := h.resting
+	same, nonce := h.Resting()
 	h.resting = nil
 	_ = h.Close()
-	next := NewHost(HostConfig{Connect: func(context.Context) (net.Conn, error) { return same, nil }, Guest: Waiting})
+	if !known {
+		nonce = 0
+	}
+	next := NewHost(HostConfig{Connect: func(context.Context) (net.Conn, error) { return same, nil }, Guest: Waiting, Nonce: nonce})
 	defer next.Close()
 	c, err = next.Dial(testContext(t), 1)
 	if err != nil {

@@ -52,7 +52,7 @@ func FuzzGuestToHost(f *testing.F) {
 		}()
 		_ = a.SetReadDeadline(time.Now().Add(10 * time.Second))
 		r := bufio.NewReader(a)
-		if _, err := meetGuest(r, a, Fresh); err != nil {
+		if _, err := meetGuest(r, a, Fresh, 0); err != nil {
 			_ = a.Close()
 			return
 		}

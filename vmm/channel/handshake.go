@@ -140,13 +140,25 @@ func sayBreak(w io.Writer, guest GuestState) error {
 }
 
 // meetGuest is the host's side of the session start. It returns the transport that the guest announced.
-func meetGuest(r *bufio.Reader, w io.Writer, guest GuestState) (transport byte, err error) {
-	if guest != Fresh {
-		if err := sayBreak(w, guest); err != nil {
-			return 0, err
-		}
-	}
+func meetGuest(r *bufio.Reader, w io.Writer, guest GuestState, nonce uint64) (transport byte, err error) {
 	known := map[uint64]bool{}
+	knock := func(nonce uint64) error {
+		known[nonce] = true
+		if _, err := w.Write(message{version: version, kind: kindKnock, nonce: nonce}.encode()); err != nil {
+			return fmt.Errorf("answer the guest: %w", err)
+		}
+		return nil
+	}
+	switch {
+	case guest == Fresh:
+	case nonce != 0:
+		err = knock(nonce)
+	default:
+		err = sayBreak(w, guest)
+	}
+	if err != nil {
+		return 0, err
+	}
 	skipped := 0
 	for len(known) < maxHellos {
 		m, err := nextMessage(r, &skipped)
@@ -157,9 +169,8 @@ func meetGuest(r *bufio.Reader, w io.Writer, guest GuestState) (transport byte, 
 		case m.kind == kindHello && m.version != version:
 			return 0, errVersion
 		case m.kind == kindHello:
-			known[m.nonce] = true
-			if _, err := w.Write(message{version: version, kind: kindKnock, nonce: m.nonce}.encode()); err != nil {
-				return 0, fmt.Errorf("answer the guest: %w", err)
+			if err := knock(m.nonce); err != nil {
+				return 0, err
 			}
 		case m.kind == kindAck && known[m.nonce]:
 			if m.transport != transportSerial && m.transport != transportVsock {

@@ -15,6 +15,8 @@ type HostConfig struct {
 	Connect func(ctx context.Context) (net.Conn, error)
 	// Guest is what is known of the guest's end when the first connection is made.
 	Guest GuestState
+	// Nonce is that of the hello which a Waiting guest has said on the first connection; 0: it is asked to say it again.
+	Nonce uint64
 	// CID is the guest's context id on AF_VSOCK; 0: the machine has no vsock device.
 	CID uint32
 }
@@ -38,6 +40,7 @@ type Host struct {
 	guest   GuestState
 	closed  bool
 	resting net.Conn // set by Rest
+	hello   uint64   // and the nonce that came over it
 	attempt *attempt
 	running sync.WaitGroup
 }
@@ -84,7 +87,10 @@ func NewHost(config HostConfig) *Host {
 
 func (h *Host) beginLocked() *attempt {
 	a := &attempt{ready: make(chan struct{})}
-	guest := h.guest
+	guest, nonce := h.guest, h.config.Nonce
+	if guest != Waiting {
+		nonce = 0
+	}
 	h.guest = Unknown
 	old := h.attempt
 	h.attempt = a
@@ -94,7 +100,7 @@ func (h *Host) beginLocked() *attempt {
 		if old != nil {
 			old.release()
 		}
-		h.meet(a, guest)
+		h.meet(a, guest, nonce)
 		close(a.ready)
 	}()
 	return a
@@ -111,7 +117,7 @@ func (a *attempt) release() {
 }
 
 // meet makes one session.
-func (h *Host) meet(a *attempt, guest GuestState) {
+func (h *Host) meet(a *attempt, guest GuestState, nonce uint64) {
 	c, err := h.config.Connect(h.ctx)
 	if err != nil {
 		a.err = fmt.Errorf("connect to the control channel: %w", err)
@@ -119,7 +125,7 @@ func (h *Host) meet(a *attempt, guest GuestState) {
 	}
 	stop := context.AfterFunc(h.ctx, func() { _ = c.SetDeadline(past) })
 	r := bufio.NewReader(c)
-	transport, err := meetGuest(r, c, guest)
+	transport, err := meetGuest(r, c, guest, nonce)
 	stopped := stop()
 	if err == nil && !stopped {
 		err = net.ErrClosed
@@ -262,13 +268,19 @@ func (h *Host) Rest(ctx context.Context) error {
 			return fmt.Errorf("wait for the guest to say hello again: %w", err)
 		}
 		if m.kind == kindHello {
-			break
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			h.resting, h.hello = c, m.nonce
+			return nil
 		}
 	}
+}
+
+// Resting is the connection that Rest has made, which belongs to the host, and the nonce of the hello that came over it.
+func (h *Host) Resting() (net.Conn, uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.resting = c
-	return nil
+	return h.resting, h.hello
 }
 
 // Disconnect ends the session that is there, and every connection over the serial port with it. The next Dial begins
