@@ -13,12 +13,7 @@ import (
 	"time"
 
 	"github.com/kcradle/kcradle/snp"
-)
-
-// Bounds of what is read, in bytes.
-const (
-	maxChain = 64 << 10
-	maxCRL   = 1 << 20
+	"github.com/kcradle/kcradle/snp/kds"
 )
 
 // Fingerprint is the SHA-256 of a public key in DER (SubjectPublicKeyInfo). It outlives the certificate around the key.
@@ -32,7 +27,7 @@ type Roots struct {
 }
 
 // AMD returns AMD's own roots. The certificates come with every chain that AMD's key distribution service hands out
-// (ChainURL); these are the keys in them:
+// (kds.Chain); these are the keys in them:
 //
 //	curl https://kdsintf.amd.com/vcek/v1/Milan/cert_chain | awk '/BEGIN/{n++} n==2' |
 //	  openssl x509 -noout -pubkey | openssl pkey -pubin -outform der | sha256sum
@@ -73,8 +68,8 @@ type chain struct {
 
 // parseChain reads exactly two certificates in PEM, with nothing but white space around them. (57230, "cert_chain")
 func parseChain(b []byte) (*chain, error) {
-	if len(b) > maxChain {
-		return nil, fmt.Errorf("certificate chain: %d bytes, more than %d", len(b), maxChain)
+	if len(b) > kds.MaxChain {
+		return nil, fmt.Errorf("certificate chain: %d bytes, more than %d", len(b), kds.MaxChain)
 	}
 	var certs [2]*x509.Certificate
 	for i := range certs {
@@ -207,12 +202,12 @@ func (s *session) checkCRL(ctx context.Context) Check {
 	der := s.Evidence.CRL
 	if len(der) == 0 {
 		var err error
-		if der, err = s.fetch(ctx, CRLURL(s.vek.Line, s.vek.Signer)); err != nil {
+		if der, err = s.fetch(ctx, kds.CRL(s.vek.Line, s.vek.Signer)); err != nil {
 			return s.tolerate(Check{Status: Missing, Message: err.Error()})
 		}
 	}
-	if len(der) > maxCRL {
-		return Check{Status: Malformed, Message: fmt.Sprintf("revocation list: %d bytes, more than %d", len(der), maxCRL)}
+	if len(der) > kds.MaxCRL {
+		return Check{Status: Malformed, Message: fmt.Sprintf("revocation list: %d bytes, more than %d", len(der), kds.MaxCRL)}
 	}
 	list, err := x509.ParseRevocationList(der)
 	if err != nil {

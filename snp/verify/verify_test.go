@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/kcradle/kcradle/snp"
+	"github.com/kcradle/kcradle/snp/kds"
 )
 
 func mustVerify(t testing.TB, c Config, e Evidence) Result {
@@ -142,7 +143,7 @@ func TestRefusals(t *testing.T) {
 			check: CheckVEK, status: Missing, message: "no source"},
 		{name: "certificate is rubbish", tamper: func(_ *testing.T, _ *authority, e *Evidence) { e.VEK = []byte("rubbish") },
 			check: CheckVEK, status: Malformed},
-		{name: "certificate is too long", tamper: func(_ *testing.T, _ *authority, e *Evidence) { e.VEK = make([]byte, maxVEK+1) },
+		{name: "certificate is too long", tamper: func(_ *testing.T, _ *authority, e *Evidence) { e.VEK = make([]byte, kds.MaxVEK+1) },
 			check: CheckVEK, status: Malformed, message: "more than"},
 		{name: "ASK as VEK", tamper: func(t *testing.T, a *authority, e *Evidence) { e.VEK = a.askDER(t) },
 			check: CheckVEK, status: Malformed, message: `subject "SEV-Milan"`},
@@ -174,7 +175,7 @@ func TestRefusals(t *testing.T) {
 			check: CheckRoot, status: Missing, message: "no source"},
 		{name: "chain is rubbish", tamper: func(_ *testing.T, _ *authority, e *Evidence) { e.Chain = []byte("rubbish") },
 			check: CheckRoot, status: Malformed, message: "certificate 1 of 2"},
-		{name: "chain is too long", tamper: func(_ *testing.T, _ *authority, e *Evidence) { e.Chain = make([]byte, maxChain+1) },
+		{name: "chain is too long", tamper: func(_ *testing.T, _ *authority, e *Evidence) { e.Chain = make([]byte, kds.MaxChain+1) },
 			check: CheckRoot, status: Malformed, message: "more than"},
 		{name: "chain of one", tamper: func(t *testing.T, a *authority, e *Evidence) { e.Chain = toPEM(a.askDER(t)) },
 			check: CheckRoot, status: Malformed, message: "certificate 2 of 2"},
@@ -397,7 +398,7 @@ func TestCRL(t *testing.T) {
 			require: Fail, soft: Fail, message: "critical extension 2.5.29.28"},
 		{name: "bytes behind the list", list: append(bytes.Clone(good.CRL), 0), require: Malformed, soft: Malformed, message: "behind"},
 		{name: "rubbish", list: []byte("rubbish"), require: Malformed, soft: Malformed},
-		{name: "too long", list: make([]byte, maxCRL+1), require: Malformed, soft: Malformed, message: "more than"},
+		{name: "too long", list: make([]byte, kds.MaxCRL+1), require: Malformed, soft: Malformed, message: "more than"},
 		{name: "expired", list: a.crl(t, func(l *x509.RevocationList) { l.NextUpdate = clock.Add(-time.Hour) }, a.arkKey),
 			require: Fail, soft: Warn, message: "has expired"},
 		{name: "of tomorrow", list: a.crl(t, func(l *x509.RevocationList) { l.ThisUpdate = clock.Add(time.Hour) }, a.arkKey),
@@ -432,11 +433,11 @@ func TestCRL(t *testing.T) {
 // directory is a Source of bytes by address.
 type directory map[string][]byte
 
-func (d directory) Fetch(ctx context.Context, url string) ([]byte, error) {
+func (d directory) Fetch(ctx context.Context, o kds.Object) ([]byte, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	b, ok := d[url]
+	b, ok := d[o.URL()]
 	if !ok {
 		return nil, errors.New("unplugged")
 	}
@@ -485,7 +486,7 @@ func TestSource(t *testing.T) {
 	a = newAuthority(t, snp.LineMilan, snp.SignerVLEK)
 	c.AllowVLEK = true
 	wantStop(t, mustVerify(t, c, Evidence{Report: a.sign(t)}), CheckVEK, Missing, "not published")
-	if got, want := ChainURL(snp.LineTurin, snp.SignerVLEK), "https://kdsintf.amd.com/vlek/v1/Turin/cert_chain"; got != want {
+	if got, want := kds.Chain(snp.LineTurin, snp.SignerVLEK).URL(), "https://kdsintf.amd.com/vlek/v1/Turin/cert_chain"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
