@@ -331,6 +331,9 @@ func TestRefuses(t *testing.T) {
 	})
 	t.Run("a chain first", func(t *testing.T) {
 		cache := open(t, Config{Dir: t.TempDir()})
+		if err := cache.Current(t.Context(), chain); !errors.Is(err, ErrMissing) {
+			t.Errorf("got %v", err)
+		}
 		if err := cache.Put(t.Context(), chip.Object(), der(chip.VEKDER)); !errors.Is(err, ErrMissing) {
 			t.Errorf("got %v", err)
 		}
@@ -339,6 +342,9 @@ func TestRefuses(t *testing.T) {
 			body []byte
 		}{{chain, der(chip.Authority.Chain)}, {chip.Object(), der(chip.VEKDER)}} {
 			if err := cache.Put(t.Context(), put.o, put.body); err != nil {
+				t.Errorf("%s: %v", put.o, err)
+			}
+			if err := cache.Current(t.Context(), put.o); err != nil {
 				t.Errorf("%s: %v", put.o, err)
 			}
 			if got, err := cache.Fetch(t.Context(), put.o); err != nil || !bytes.Equal(got, put.body) {

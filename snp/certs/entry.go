@@ -98,8 +98,7 @@ type Entry struct {
 
 // Entries lists the files of the cache in the order of their names, and checks each. It asks no upstream.
 func (c *Cache) Entries(ctx context.Context) ([]Entry, error) {
-	alone := &Cache{config: c.config}
-	alone.config.Upstream = nil
+	alone := c.alone()
 	var out []Entry
 	err := filepath.WalkDir(c.config.Dir, func(name string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -136,26 +135,45 @@ func (c *Cache) entry(ctx context.Context, name string) Entry {
 	if e.Object, e.Err = parseFileName(name); e.Err != nil {
 		return e
 	}
-	above, err := c.above(ctx, e.Object)
-	if err != nil {
-		e.Err = err
-		return e
-	}
-	it, err := c.load(e.Object, above)
+	it, err := c.current(ctx, e.Object)
 	e.Issued, e.Expires, e.Fetched, e.Err = it.issued, it.expires, it.fetched, err
+	return e
+}
+
+// Current says why what is in the directory under an object's name is of no use now; nil: it is. It asks no upstream.
+func (c *Cache) Current(ctx context.Context, o kds.Object) error {
+	_, err := c.alone().current(ctx, o)
+	return err
+}
+
+// alone returns the cache without an upstream.
+func (c *Cache) alone() *Cache {
+	config := c.config
+	config.Upstream = nil
+	return &Cache{config: config}
+}
+
+func (c *Cache) current(ctx context.Context, o kds.Object) (item, error) {
+	above, err := c.above(ctx, o)
+	if err != nil {
+		return item{}, err
+	}
+	it, err := c.load(o, above)
+	if err != nil {
+		return item{}, err
+	}
 	now := c.config.Now()
 	switch {
-	case err != nil:
 	case now.Before(it.issued):
-		e.Err = fmt.Errorf("it is not valid before %s", it.issued.Format(time.RFC3339))
+		err = fmt.Errorf("it is not valid before %s", it.issued.Format(time.RFC3339))
 	case it.expires.IsZero():
-		e.Err = errors.New("it does not say until when it is valid")
+		err = errors.New("it does not say until when it is valid")
 	case now.After(it.expires):
-		e.Err = fmt.Errorf("it has expired on %s", it.expires.Format(time.RFC3339))
-	case e.Object.Kind == kds.KindChain:
-		e.Err = c.revoked(ctx, e.Object)
+		err = fmt.Errorf("it has expired on %s", it.expires.Format(time.RFC3339))
+	case o.Kind == kds.KindChain:
+		err = c.revoked(ctx, o)
 	}
-	return e
+	return it, err
 }
 
 // revoked says whether the list beside a chain revokes one of its certificates.
