@@ -1,0 +1,124 @@
+package snp
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+)
+
+// MarshalJSON returns the report as an object, for programs that cannot read its bytes: digests, identities and sets of
+// bits as lower case hex, bits also by their names in 56860, TCB versions as their parts. What a version of the report does
+// not say is left out, and so is the signature. The names are stable. There is no way back: the report is its bytes.
+func (r Report) MarshalJSON() ([]byte, error) {
+	hexed := func(b []byte) string { return hex.EncodeToString(b) }
+	out := reportJSON{
+		Version:           r.Version,
+		GuestSVN:          r.GuestSVN,
+		GuestPolicy:       newBitsJSON(uint64(r.Policy), policyNames, r.Policy.Unknown()),
+		GuestABI:          fmt.Sprintf("%d.%d", r.Policy.ABIMajor(), r.Policy.ABIMinor()),
+		FamilyID:          hexed(r.FamilyID[:]),
+		ImageID:           hexed(r.ImageID[:]),
+		Signer:            r.KeyInfo.Signer().String(),
+		AuthorKey:         r.KeyInfo.AuthorKey(),
+		MaskChipKey:       r.KeyInfo.MaskChipKey(),
+		CurrentTCB:        r.CurrentTCB.json(),
+		Platform:          newBitsJSON(uint64(r.PlatformInfo), platformNames, r.PlatformInfo.Unknown()),
+		ReportData:        hexed(r.ReportData[:]),
+		Measurement:       hexed(r.Measurement[:]),
+		HostData:          hexed(r.HostData[:]),
+		IDKeyDigest:       hexed(r.IDKeyDigest[:]),
+		AuthorKeyDigest:   hexed(r.AuthorKeyDigest[:]),
+		ReportID:          hexed(r.ReportID[:]),
+		ReportIDMA:        hexed(r.ReportIDMA[:]),
+		ReportedTCB:       r.ReportedTCB.json(),
+		ChipID:            hexed(r.ChipID[:]),
+		CommittedTCB:      r.CommittedTCB.json(),
+		CurrentFirmware:   r.Current.String(),
+		CommittedFirmware: r.Committed.String(),
+		LaunchTCB:         r.LaunchTCB.json(),
+	}
+	if r.VMPL == VMPLHost {
+		out.Host = true
+	} else {
+		out.VMPL = &r.VMPL
+	}
+	if r.Version >= Version3 {
+		out.Product = r.Product().String()
+		out.CPU = &cpuJSON{r.CPU.Family, r.CPU.Model, r.CPU.Stepping}
+	}
+	if r.Version >= Version5 {
+		out.LaunchMit, out.CurrentMit = fmt.Sprintf("%#x", r.LaunchMit), fmt.Sprintf("%#x", r.CurrentMit)
+	}
+	return json.Marshal(out)
+}
+
+// reportJSON has the fields in the order of the report's bytes.
+type reportJSON struct {
+	Version           uint32   `json:"version"`
+	GuestSVN          uint32   `json:"guestSVN"`
+	GuestPolicy       bitsJSON `json:"guestPolicy"`
+	GuestABI          string   `json:"guestABI"`
+	FamilyID          string   `json:"familyID"`
+	ImageID           string   `json:"imageID"`
+	VMPL              *uint32  `json:"vmpl,omitempty"`
+	Host              bool     `json:"requestedByHost,omitempty"`
+	Signer            string   `json:"signer"`
+	AuthorKey         bool     `json:"authorKey"`
+	MaskChipKey       bool     `json:"maskChipKey"`
+	CurrentTCB        tcbJSON  `json:"currentTCB"`
+	Platform          bitsJSON `json:"platform"`
+	ReportData        string   `json:"reportData"`
+	Measurement       string   `json:"measurement"`
+	HostData          string   `json:"hostData"`
+	IDKeyDigest       string   `json:"idKeyDigest"`
+	AuthorKeyDigest   string   `json:"authorKeyDigest"`
+	ReportID          string   `json:"reportID"`
+	ReportIDMA        string   `json:"reportIDMA"`
+	ReportedTCB       tcbJSON  `json:"reportedTCB"`
+	Product           string   `json:"product,omitempty"`
+	CPU               *cpuJSON `json:"cpu,omitempty"`
+	ChipID            string   `json:"chipID"`
+	CommittedTCB      tcbJSON  `json:"committedTCB"`
+	CurrentFirmware   string   `json:"currentFirmware"`
+	CommittedFirmware string   `json:"committedFirmware"`
+	LaunchTCB         tcbJSON  `json:"launchTCB"`
+	LaunchMit         string   `json:"launchMitigations,omitempty"`
+	CurrentMit        string   `json:"currentMitigations,omitempty"`
+}
+
+type bitsJSON struct {
+	Value   string   `json:"value"`
+	Set     []string `json:"set"`
+	Unknown string   `json:"unknown,omitempty"` // bits without a name
+}
+
+func newBitsJSON(v uint64, table []name, unknown uint64) bitsJSON {
+	out := bitsJSON{Value: fmt.Sprintf("%#x", v), Set: append([]string{}, names(v, table)...)}
+	if unknown != 0 {
+		out.Unknown = fmt.Sprintf("%#x", unknown)
+	}
+	return out
+}
+
+type cpuJSON struct {
+	Family   uint8 `json:"family"`
+	Model    uint8 `json:"model"`
+	Stepping uint8 `json:"stepping"`
+}
+
+// tcbJSON has the names that AMD's key distribution service uses.
+type tcbJSON struct {
+	FMC       *uint8 `json:"fmc,omitempty"` // Turin only
+	BL        uint8  `json:"bl"`
+	TEE       uint8  `json:"tee"`
+	SNP       uint8  `json:"snp"`
+	Microcode uint8  `json:"ucode"`
+}
+
+func (t TCB) json() tcbJSON {
+	out := tcbJSON{BL: t.Bootloader, TEE: t.TEE, SNP: t.SNP, Microcode: t.Microcode}
+	if t.Layout == LayoutTurin {
+		out.FMC = &t.FMC
+	}
+	return out
+}
