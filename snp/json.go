@@ -21,7 +21,7 @@ func (r Report) MarshalJSON() ([]byte, error) {
 		Signer:            r.KeyInfo.Signer().String(),
 		AuthorKey:         r.KeyInfo.AuthorKey(),
 		MaskChipKey:       r.KeyInfo.MaskChipKey(),
-		CurrentTCB:        r.CurrentTCB.json(),
+		CurrentTCB:        r.CurrentTCB,
 		Platform:          newBitsJSON(uint64(r.PlatformInfo), platformNames, r.PlatformInfo.Unknown()),
 		ReportData:        hexed(r.ReportData[:]),
 		Measurement:       hexed(r.Measurement[:]),
@@ -30,12 +30,12 @@ func (r Report) MarshalJSON() ([]byte, error) {
 		AuthorKeyDigest:   hexed(r.AuthorKeyDigest[:]),
 		ReportID:          hexed(r.ReportID[:]),
 		ReportIDMA:        hexed(r.ReportIDMA[:]),
-		ReportedTCB:       r.ReportedTCB.json(),
+		ReportedTCB:       r.ReportedTCB,
 		ChipID:            hexed(r.ChipID[:]),
-		CommittedTCB:      r.CommittedTCB.json(),
+		CommittedTCB:      r.CommittedTCB,
 		CurrentFirmware:   r.Current.String(),
 		CommittedFirmware: r.Committed.String(),
-		LaunchTCB:         r.LaunchTCB.json(),
+		LaunchTCB:         r.LaunchTCB,
 	}
 	if r.VMPL == VMPLHost {
 		out.Host = true
@@ -65,7 +65,7 @@ type reportJSON struct {
 	Signer            string   `json:"signer"`
 	AuthorKey         bool     `json:"authorKey"`
 	MaskChipKey       bool     `json:"maskChipKey"`
-	CurrentTCB        tcbJSON  `json:"currentTCB"`
+	CurrentTCB        TCB      `json:"currentTCB"`
 	Platform          bitsJSON `json:"platform"`
 	ReportData        string   `json:"reportData"`
 	Measurement       string   `json:"measurement"`
@@ -74,14 +74,14 @@ type reportJSON struct {
 	AuthorKeyDigest   string   `json:"authorKeyDigest"`
 	ReportID          string   `json:"reportID"`
 	ReportIDMA        string   `json:"reportIDMA"`
-	ReportedTCB       tcbJSON  `json:"reportedTCB"`
+	ReportedTCB       TCB      `json:"reportedTCB"`
 	Product           string   `json:"product,omitempty"`
 	CPU               *cpuJSON `json:"cpu,omitempty"`
 	ChipID            string   `json:"chipID"`
-	CommittedTCB      tcbJSON  `json:"committedTCB"`
+	CommittedTCB      TCB      `json:"committedTCB"`
 	CurrentFirmware   string   `json:"currentFirmware"`
 	CommittedFirmware string   `json:"committedFirmware"`
-	LaunchTCB         tcbJSON  `json:"launchTCB"`
+	LaunchTCB         TCB      `json:"launchTCB"`
 	LaunchMit         string   `json:"launchMitigations,omitempty"`
 	CurrentMit        string   `json:"currentMitigations,omitempty"`
 }
@@ -106,19 +106,17 @@ type cpuJSON struct {
 	Stepping uint8 `json:"stepping"`
 }
 
-// tcbJSON has the names that AMD's key distribution service uses.
-type tcbJSON struct {
-	FMC       *uint8 `json:"fmc,omitempty"` // Turin only
-	BL        uint8  `json:"bl"`
-	TEE       uint8  `json:"tee"`
-	SNP       uint8  `json:"snp"`
-	Microcode uint8  `json:"ucode"`
-}
-
-func (t TCB) json() tcbJSON {
-	out := tcbJSON{BL: t.Bootloader, TEE: t.TEE, SNP: t.SNP, Microcode: t.Microcode}
+// MarshalJSON returns the parts by the names they have in AMD's key distribution service.
+func (t TCB) MarshalJSON() ([]byte, error) {
+	out := struct {
+		FMC        *uint8 `json:"fmc,omitempty"` // Turin only
+		Bootloader uint8  `json:"bl"`
+		TEE        uint8  `json:"tee"`
+		SNP        uint8  `json:"snp"`
+		Microcode  uint8  `json:"ucode"`
+	}{nil, t.Bootloader, t.TEE, t.SNP, t.Microcode}
 	if t.Layout == LayoutTurin {
 		out.FMC = &t.FMC
 	}
-	return out
+	return json.Marshal(out)
 }
