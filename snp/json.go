@@ -10,7 +10,7 @@ import (
 // bits as lower case hex, bits also by their names in 56860, TCB versions as their parts. What a version of the report does
 // not say is left out, and so is the signature. The names are stable. There is no way back: the report is its bytes.
 func (r Report) MarshalJSON() ([]byte, error) {
-	hexed := func(b []byte) string { return hex.EncodeToString(b) }
+	hexed := hex.EncodeToString
 	out := reportJSON{
 		Version:           r.Version,
 		GuestSVN:          r.GuestSVN,

@@ -20,7 +20,7 @@
 //
 // A file is written whole, under a name that begins with a dot, and renamed. Any number of processes may use a directory:
 // none sees half a file, and two that fetch the same thing at once both write it. Nothing is ever removed; a certificate
-// takes 1.5 KB. The time of a file is when it was fetched.
+// takes 1.5 KB. The time of a file is when it was fetched; 1970 is when somebody handed it in.
 package certs
 
 import (
@@ -95,7 +95,8 @@ func Open(c Config) (*Cache, error) {
 // valid now, and lists that are outdated or were fetched more than a day ago, are asked for again; if that brings nothing,
 // what is there is better than nothing: dates are for the verifier to judge.
 //
-// An error is ErrMissing, a *RefusedError or the upstream's.
+// An error is ErrMissing, a *RefusedError or the upstream's; or, without an upstream, says which file is not what its name
+// says.
 func (c *Cache) Fetch(ctx context.Context, o kds.Object) ([]byte, error) {
 	above, err := c.above(ctx, o)
 	if err != nil {
@@ -119,7 +120,7 @@ func (c *Cache) Fetch(ctx context.Context, o kds.Object) ([]byte, error) {
 	case fetchErr != nil:
 		return nil, fetchErr
 	}
-	if err := c.store(o, best.body); err != nil { // it serves this once
+	if err := c.store(o, best.body, c.config.Now()); err != nil { // it serves this once
 		c.config.Log.Warn("the certificate cache cannot be written", "error", err)
 	}
 	return best.body, nil
@@ -135,21 +136,27 @@ func (c *Cache) Refresh(ctx context.Context, o kds.Object) error {
 	if err != nil {
 		return err
 	}
-	return c.store(o, best.body)
+	return c.store(o, best.body, c.config.Now())
 }
 
-// Put stores an object that came from anywhere, unless what is there was issued later. The chain above it must be there, or
+// Put stores an object that came from anywhere, unless what is there is the same or was issued later. The chain above it must be there, or
 // the upstream must have it.
+//
+// It does not count as fetched: who hands in the list of yesterday cannot keep Fetch from asking for that of today.
 func (c *Cache) Put(ctx context.Context, o kds.Object, body []byte) error {
 	above, err := c.above(ctx, o)
 	if err != nil {
 		return err
 	}
-	best, err := c.admit(o, above, body)
+	got, err := c.check(o, above, body)
 	if err != nil {
-		return err
+		return &RefusedError{Object: o, Err: err}
 	}
-	return c.store(o, best.body)
+	have, err := c.load(o, above)
+	if err == nil && (have.issued.After(got.issued) || bytes.Equal(have.body, got.body)) {
+		return nil
+	}
+	return c.store(o, got.body, never)
 }
 
 // above returns the chain without which nothing can be said of an object; nil for a chain.
@@ -171,10 +178,14 @@ func (c *Cache) above(ctx context.Context, o kds.Object) (*verify.Chain, error) 
 type item struct {
 	body            []byte
 	issued, expires time.Time // of the certificate, of both of a chain, of the list
-	fetched         time.Time // zero unless it lay in the directory
+	fetched         time.Time // zero unless it lies in the directory and came from the upstream
 }
 
-// ask asks the upstream.
+// never is the time of a file that the upstream was not asked for.
+var never = time.Unix(0, 0)
+
+// ask asks the upstream, and returns its answer, or what is there if that was issued later: a mirror that is behind brings
+// back no old list.
 func (c *Cache) ask(ctx context.Context, o kds.Object, above *verify.Chain) (item, error) {
 	if c.config.Upstream == nil {
 		return item{}, fmt.Errorf("certs: %s: %w", o, ErrMissing)
@@ -183,11 +194,6 @@ func (c *Cache) ask(ctx context.Context, o kds.Object, above *verify.Chain) (ite
 	if err != nil {
 		return item{}, err
 	}
-	return c.admit(o, above, body)
-}
-
-// admit checks an object, and returns it, or what is there if that was issued later: nobody may bring back an old list.
-func (c *Cache) admit(o kds.Object, above *verify.Chain, body []byte) (item, error) {
 	got, err := c.check(o, above, body)
 	if err != nil {
 		return item{}, &RefusedError{Object: o, Err: err}
@@ -274,7 +280,9 @@ func (c *Cache) load(o kds.Object, above *verify.Chain) (item, error) {
 	if err != nil {
 		return item{}, fmt.Errorf("certs: %s is not what its name says (remove it): %w", name, err)
 	}
-	it.fetched = modified
+	if modified.After(never) {
+		it.fetched = modified
+	}
 	return it, nil
 }
 
@@ -306,7 +314,7 @@ func read(name string, limit int) ([]byte, time.Time, error) {
 }
 
 // store writes an object that was checked.
-func (c *Cache) store(o kds.Object, body []byte) (err error) {
+func (c *Cache) store(o kds.Object, body []byte, fetched time.Time) (err error) {
 	name := filepath.Join(c.config.Dir, fileName(o))
 	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 		return fmt.Errorf("certs: %w", err)
@@ -325,8 +333,7 @@ func (c *Cache) store(o kds.Object, body []byte) (err error) {
 	if err != nil {
 		return err
 	}
-	now := c.config.Now()
-	if err := os.Chtimes(f.Name(), now, now); err != nil {
+	if err := os.Chtimes(f.Name(), fetched, fetched); err != nil {
 		return err
 	}
 	return os.Rename(f.Name(), name)

@@ -340,12 +340,16 @@ func TestRefuses(t *testing.T) {
 		for _, put := range []struct {
 			o    kds.Object
 			body []byte
-		}{{chain, der(chip.Authority.Chain)}, {chip.Object(), der(chip.VEKDER)}} {
+		}{{chain, der(chip.Authority.Chain)}, {chip.Object(), der(chip.VEKDER)}, {crl, der(func() ([]byte, error) { return chip.Authority.CRL() })}} {
 			if err := cache.Put(t.Context(), put.o, put.body); err != nil {
 				t.Errorf("%s: %v", put.o, err)
 			}
 			if err := cache.Current(t.Context(), put.o); err != nil {
 				t.Errorf("%s: %v", put.o, err)
+			}
+			asking := open(t, Config{Dir: cache.config.Dir, Upstream: publish(t, chip)})
+			if list, err := asking.Entries(t.Context()); err != nil || !list[len(list)-1].Fetched.IsZero() {
+				t.Errorf("%s counts as fetched: %+v, %v", put.o, list, err)
 			}
 			if got, err := cache.Fetch(t.Context(), put.o); err != nil || !bytes.Equal(got, put.body) {
 				t.Errorf("%s: got %d bytes, %v", put.o, len(got), err)
@@ -397,6 +401,13 @@ func TestStale(t *testing.T) {
 		t.Error("not the newer list")
 	}
 	fetch(cache, crl)
+
+	// Who hands in a list again and again keeps nobody from asking for a newer one.
+	at = at.Add(25 * time.Hour)
+	if err := offline.Put(t.Context(), crl, newer); err != nil {
+		t.Error(err)
+	}
+	fetch(cache, crl, listOf)
 
 	// Nobody may bring back the list in which it is not.
 	if err := offline.Put(t.Context(), crl, old); err != nil {

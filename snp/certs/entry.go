@@ -92,8 +92,8 @@ type Entry struct {
 	Object  kds.Object // zero if the path names none
 	Issued  time.Time  // since when the certificate, or both of a chain, or the list is valid
 	Expires time.Time  // until when
-	Fetched time.Time
-	Err     error // why it is of no use: not what its name says, not valid now, revoked; nil: it is
+	Fetched time.Time  // zero: somebody handed it in
+	Err     error      // why it is of no use: not what its name says, not valid now, revoked; nil: it is
 }
 
 // Entries lists the files of the cache in the order of their names, and checks each. It asks no upstream.
