@@ -139,8 +139,8 @@ func (c *Cache) Refresh(ctx context.Context, o kds.Object) error {
 	return c.store(o, best.body, c.config.Now())
 }
 
-// Put stores an object that came from anywhere, unless what is there is the same or was issued later. The chain above it must be there, or
-// the upstream must have it.
+// Put stores an object that came from anywhere, unless what is there is the same or was issued later. The chain above it
+// must be there, or the upstream must have it.
 //
 // It does not count as fetched: who hands in the list of yesterday cannot keep Fetch from asking for that of today.
 func (c *Cache) Put(ctx context.Context, o kds.Object, body []byte) error {
