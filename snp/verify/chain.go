@@ -13,12 +13,7 @@ import (
 	"time"
 
 	"github.com/kcradle/kcradle/snp"
-)
-
-// Bounds of what is read, in bytes.
-const (
-	maxChain = 64 << 10
-	maxCRL   = 1 << 20
+	"github.com/kcradle/kcradle/snp/kds"
 )
 
 // Fingerprint is the SHA-256 of a public key in DER (SubjectPublicKeyInfo). It outlives the certificate around the key.
@@ -32,7 +27,7 @@ type Roots struct {
 }
 
 // AMD returns AMD's own roots. The certificates come with every chain that AMD's key distribution service hands out
-// (ChainURL); these are the keys in them:
+// (kds.Chain); these are the keys in them:
 //
 //	curl https://kdsintf.amd.com/vcek/v1/Milan/cert_chain | awk '/BEGIN/{n++} n==2' |
 //	  openssl x509 -noout -pubkey | openssl pkey -pubin -outform der | sha256sum
@@ -73,8 +68,8 @@ type chain struct {
 
 // parseChain reads exactly two certificates in PEM, with nothing but white space around them. (57230, "cert_chain")
 func parseChain(b []byte) (*chain, error) {
-	if len(b) > maxChain {
-		return nil, fmt.Errorf("certificate chain: %d bytes, more than %d", len(b), maxChain)
+	if len(b) > kds.MaxChain {
+		return nil, fmt.Errorf("certificate chain: %d bytes, more than %d", len(b), kds.MaxChain)
 	}
 	var certs [2]*x509.Certificate
 	for i := range certs {
@@ -97,11 +92,19 @@ func parseChain(b []byte) (*chain, error) {
 
 // check holds the chain from v up to its root against what each place demands. Precondition: the ARK's key is pinned.
 func (c *chain) check(v *VEK) error {
-	ask := "SEV-" + v.Line.String()
-	if v.Signer == snp.SignerVLEK {
-		ask = "SEV-VLEK-" + v.Line.String()
+	if err := c.checkAuthorities(v.Line, v.Signer); err != nil {
+		return err
 	}
-	if err := checkAuthority("ARK", c.ark, "ARK-"+v.Line.String(), x509.KeyUsageCertSign|x509.KeyUsageCRLSign); err != nil {
+	return checkIssued(v.Signer.String(), v.Certificate, c.ask)
+}
+
+// checkAuthorities is check without a VEK.
+func (c *chain) checkAuthorities(l snp.Line, s snp.Signer) error {
+	ask := "SEV-" + l.String()
+	if s == snp.SignerVLEK {
+		ask = "SEV-VLEK-" + l.String()
+	}
+	if err := checkAuthority("ARK", c.ark, "ARK-"+l.String(), x509.KeyUsageCertSign|x509.KeyUsageCRLSign); err != nil {
 		return err
 	}
 	if err := checkAuthority("ASK", c.ask, ask, x509.KeyUsageCertSign); err != nil {
@@ -113,10 +116,7 @@ func (c *chain) check(v *VEK) error {
 	if err := checkIssued("ARK", c.ark, c.ark); err != nil {
 		return err
 	}
-	if err := checkIssued("ASK", c.ask, c.ark); err != nil {
-		return err
-	}
-	return checkIssued(v.Signer.String(), v.Certificate, c.ask)
+	return checkIssued("ASK", c.ask, c.ark)
 }
 
 // checkAuthority wants an RSA-4096 certificate authority of the given name that may be used as said.
@@ -207,21 +207,18 @@ func (s *session) checkCRL(ctx context.Context) Check {
 	der := s.Evidence.CRL
 	if len(der) == 0 {
 		var err error
-		if der, err = s.fetch(ctx, CRLURL(s.vek.Line, s.vek.Signer)); err != nil {
+		if der, err = s.fetch(ctx, kds.CRL(s.vek.Line, s.vek.Signer)); err != nil {
 			return s.tolerate(Check{Status: Missing, Message: err.Error()})
 		}
 	}
-	if len(der) > maxCRL {
-		return Check{Status: Malformed, Message: fmt.Sprintf("revocation list: %d bytes, more than %d", len(der), maxCRL)}
-	}
-	list, err := x509.ParseRevocationList(der)
+	list, err := parseList(der)
 	if err != nil {
 		return Check{Status: Malformed, Message: "revocation list: " + err.Error()}
 	}
-	if len(list.Raw) != len(der) {
-		return Check{Status: Malformed, Message: fmt.Sprintf("revocation list: %d bytes stand behind it", len(der)-len(list.Raw))}
+	if err = s.chain.checkList(list); err == nil {
+		err = s.chain.checkRevoked(list)
 	}
-	if err := s.chain.checkList(list); err != nil {
+	if err != nil {
 		return Check{Status: Fail, Message: "revocation list: " + err.Error()}
 	}
 	c := Check{Status: Pass, Actual: fmt.Sprintf("list of %s", list.ThisUpdate.UTC().Format(time.RFC3339))}
@@ -244,7 +241,22 @@ func (s *session) tolerate(c Check) Check {
 	return c
 }
 
-// checkList wants the ARK to have signed list, list to be a complete one, and to name no certificate of the chain.
+// parseList reads a revocation list and nothing behind it.
+func parseList(der []byte) (*x509.RevocationList, error) {
+	if len(der) > kds.MaxCRL {
+		return nil, fmt.Errorf("%d bytes, more than %d", len(der), kds.MaxCRL)
+	}
+	list, err := x509.ParseRevocationList(der)
+	if err != nil {
+		return nil, err
+	}
+	if len(list.Raw) != len(der) {
+		return nil, fmt.Errorf("%d bytes stand behind it", len(der)-len(list.Raw))
+	}
+	return list, nil
+}
+
+// checkList wants the ARK to have signed list, and list to be a complete one.
 func (c *chain) checkList(list *x509.RevocationList) error {
 	if !bytes.Equal(list.RawIssuer, c.ark.RawSubject) {
 		return fmt.Errorf("issued by %q, not by %q", list.Issuer.CommonName, c.ark.Subject.CommonName)
@@ -267,6 +279,13 @@ func (c *chain) checkList(list *x509.RevocationList) error {
 				return fmt.Errorf("unknown critical extension %s", e.Id)
 			}
 		}
+	}
+	return nil
+}
+
+// checkRevoked wants list to name no certificate of the chain.
+func (c *chain) checkRevoked(list *x509.RevocationList) error {
+	for _, entry := range list.RevokedCertificateEntries {
 		for _, cert := range []*x509.Certificate{c.ask, c.ark} {
 			if entry.SerialNumber.Cmp(cert.SerialNumber) == 0 {
 				return fmt.Errorf("%s was revoked on %s", cert.Subject.CommonName, entry.RevocationTime.Format(time.RFC3339))

@@ -11,10 +11,8 @@ import (
 	"strings"
 
 	"github.com/kcradle/kcradle/snp"
+	"github.com/kcradle/kcradle/snp/kds"
 )
-
-// maxVEK bounds a certificate, in bytes; real ones have about 1350.
-const maxVEK = 16 << 10
 
 // VEK is the certificate of a key that signs reports: a VCEK (of a chip) or a VLEK (of a cloud provider). Its fields
 // are what the certificate claims; a Verifier checks that AMD says so.
@@ -34,8 +32,8 @@ type VEK struct {
 // and issuer, all of AMD's extensions that the kind of key and the product line demand, each once, and none else of
 // AMD's. It checks no signature and no date.
 func ParseVEK(der []byte) (*VEK, error) {
-	if len(der) > maxVEK {
-		return nil, fmt.Errorf("vek certificate: %d bytes, more than %d", len(der), maxVEK)
+	if len(der) > kds.MaxVEK {
+		return nil, fmt.Errorf("vek certificate: %d bytes, more than %d", len(der), kds.MaxVEK)
 	}
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {

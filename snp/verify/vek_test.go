@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/kcradle/kcradle/snp"
+	"github.com/kcradle/kcradle/snp/sim"
 )
 
 func TestParseVEK(t *testing.T) {
@@ -57,25 +58,27 @@ func TestParseVEK(t *testing.T) {
 		{"VLEK with a chip", snp.LineMilan, snp.SignerVLEK, func(_ *testing.T, a *authority) { a.setExt(extHWID, make([]byte, 64)) }, ".4 does not belong"},
 		{"VLEK without a provider", snp.LineMilan, snp.SignerVLEK, func(_ *testing.T, a *authority) { a.dropExt(extCSP) }, ".5 is missing"},
 		{"unknown extension of AMD's", snp.LineMilan, snp.SignerVCEK, func(_ *testing.T, a *authority) {
-			a.exts = append(a.exts, pkix.Extension{Id: append(append(asn1.ObjectIdentifier{}, amd...), 9), Value: der(0)})
+			a.Extensions = append(a.Extensions, pkix.Extension{Id: append(append(asn1.ObjectIdentifier{}, amd...), 9), Value: der(0)})
 		}, ".9 does not belong"},
 		{"unknown critical extension", snp.LineMilan, snp.SignerVCEK, func(_ *testing.T, a *authority) {
-			a.exts = append(a.exts, pkix.Extension{Id: asn1.ObjectIdentifier{1, 2, 3}, Critical: true, Value: der(0)})
+			a.Extensions = append(a.Extensions, pkix.Extension{Id: asn1.ObjectIdentifier{1, 2, 3}, Critical: true, Value: der(0)})
 		}, "critical extension 1.2.3"},
-		{"duplicate chip", snp.LineMilan, snp.SignerVCEK, func(_ *testing.T, a *authority) { a.exts = append(a.exts, ext(extHWID, bytes.Repeat([]byte{9}, 64))) }, "duplicate"},
-		{"subject of somebody", snp.LineMilan, snp.SignerVCEK, func(_ *testing.T, a *authority) { a.vek.Subject.CommonName = "VCEK" }, `subject "VCEK"`},
-		{"issuer of somebody", snp.LineMilan, snp.SignerVCEK, func(_ *testing.T, a *authority) { a.ask.Subject.CommonName = "SEV-Rome" }, `issuer "SEV-Rome"`},
-		{"issuer without prefix", snp.LineMilan, snp.SignerVCEK, func(_ *testing.T, a *authority) { a.ask.Subject.CommonName = "Milan" }, `issuer "Milan"`},
-		{"VCEK by the issuer of VLEKs", snp.LineMilan, snp.SignerVCEK, func(_ *testing.T, a *authority) { a.ask.Subject.CommonName = "SEV-VLEK-Milan" }, "issuer"},
-		{"VLEK by the issuer of VCEKs", snp.LineMilan, snp.SignerVLEK, func(_ *testing.T, a *authority) { a.ask.Subject.CommonName = "SEV-Milan" }, "issuer"},
-		{"authority", snp.LineMilan, snp.SignerVCEK, func(_ *testing.T, a *authority) { a.vek.IsCA, a.vek.BasicConstraintsValid = true, true }, "may certify"},
-		{"may sign certificates", snp.LineMilan, snp.SignerVCEK, func(_ *testing.T, a *authority) { a.vek.KeyUsage = x509.KeyUsageCertSign }, "may certify"},
+		{"duplicate chip", snp.LineMilan, snp.SignerVCEK, func(_ *testing.T, a *authority) {
+			a.Extensions = append(a.Extensions, ext(extHWID, bytes.Repeat([]byte{9}, 64)))
+		}, "duplicate"},
+		{"subject of somebody", snp.LineMilan, snp.SignerVCEK, func(_ *testing.T, a *authority) { a.VEK.Subject.CommonName = "VCEK" }, `subject "VCEK"`},
+		{"issuer of somebody", snp.LineMilan, snp.SignerVCEK, func(_ *testing.T, a *authority) { a.ASK.Subject.CommonName = "SEV-Rome" }, `issuer "SEV-Rome"`},
+		{"issuer without prefix", snp.LineMilan, snp.SignerVCEK, func(_ *testing.T, a *authority) { a.ASK.Subject.CommonName = "Milan" }, `issuer "Milan"`},
+		{"VCEK by the issuer of VLEKs", snp.LineMilan, snp.SignerVCEK, func(_ *testing.T, a *authority) { a.ASK.Subject.CommonName = "SEV-VLEK-Milan" }, "issuer"},
+		{"VLEK by the issuer of VCEKs", snp.LineMilan, snp.SignerVLEK, func(_ *testing.T, a *authority) { a.ASK.Subject.CommonName = "SEV-Milan" }, "issuer"},
+		{"authority", snp.LineMilan, snp.SignerVCEK, func(_ *testing.T, a *authority) { a.VEK.IsCA, a.VEK.BasicConstraintsValid = true, true }, "may certify"},
+		{"may sign certificates", snp.LineMilan, snp.SignerVCEK, func(_ *testing.T, a *authority) { a.VEK.KeyUsage = x509.KeyUsageCertSign }, "may certify"},
 		{"P-256", snp.LineMilan, snp.SignerVCEK, func(t *testing.T, a *authority) {
 			key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 			if err != nil {
 				t.Fatal(err)
 			}
-			a.vekKey = key
+			a.Key = key
 		}, "P-384"},
 	}
 	for _, tt := range tests {
@@ -104,9 +107,9 @@ func TestParseVEK(t *testing.T) {
 // TestDuplicates does not rely on the certificate parser's own refusal.
 func TestDuplicates(t *testing.T) {
 	a := newAuthority(t, snp.LineMilan, snp.SignerVCEK)
-	for _, e := range a.exts {
+	for _, e := range a.Extensions {
 		v := &VEK{Line: snp.LineMilan, Signer: snp.SignerVCEK}
-		if err := v.parseExtensions(append(append([]pkix.Extension{}, a.exts...), e)); err == nil || !strings.Contains(err.Error(), "twice") {
+		if err := v.parseExtensions(append(append([]pkix.Extension{}, a.Extensions...), e)); err == nil || !strings.Contains(err.Error(), "twice") {
 			t.Errorf("extension %s twice: %v", e.Id, err)
 		}
 	}
@@ -157,7 +160,7 @@ func FuzzExtensions(f *testing.F) {
 		if !vcek {
 			v.Signer = snp.SignerVLEK
 		}
-		exts := extensions(v.Line, v.Signer, snp.TCB{}, hwid)
+		exts := sim.Extensions(v.Line, v.Signer, snp.TCB{}, hwid)
 		for i, e := range exts {
 			switch e.Id.String() {
 			case ext(extProduct, nil).Id.String(), ext(extCSP, nil).Id.String():

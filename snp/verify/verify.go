@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/kcradle/kcradle/snp"
+	"github.com/kcradle/kcradle/snp/kds"
 )
 
 // Config is what a Verifier trusts and how strict it is.
@@ -151,11 +152,11 @@ func (s *session) checkSigner(context.Context) Check {
 func (s *session) checkVEK(ctx context.Context) Check {
 	der := s.VEK
 	if len(der) == 0 {
-		url, err := vekURL(s.report)
+		o, err := kds.ForReport(s.report)
 		if err != nil {
 			return Check{Status: Missing, Message: err.Error()}
 		}
-		if der, err = s.fetch(ctx, url); err != nil {
+		if der, err = s.fetch(ctx, o); err != nil {
 			return Check{Status: Missing, Message: err.Error()}
 		}
 	}
@@ -197,7 +198,7 @@ func (s *session) checkRoot(ctx context.Context) Check {
 	pem := s.Chain
 	if len(pem) == 0 {
 		var err error
-		if pem, err = s.fetch(ctx, ChainURL(s.vek.Line, s.vek.Signer)); err != nil {
+		if pem, err = s.fetch(ctx, kds.Chain(s.vek.Line, s.vek.Signer)); err != nil {
 			return Check{Status: Missing, Message: err.Error()}
 		}
 	}

@@ -23,6 +23,8 @@ import (
 	"time"
 
 	"github.com/kcradle/kcradle/snp"
+	"github.com/kcradle/kcradle/snp/kds"
+	"github.com/kcradle/kcradle/snp/sim"
 )
 
 func mustVerify(t testing.TB, c Config, e Evidence) Result {
@@ -78,7 +80,7 @@ func TestSynthetic(t *testing.T) {
 			a := newAuthority(t, line, snp.SignerVCEK)
 			r := mustVerify(t, Config{Now: now, Roots: a.roots(t)}, a.evidence(t))
 			wantPass(t, r)
-			if r.VEK.TCB != a.report.ReportedTCB || r.VEK.Line != line || r.Report.Product().Line() != line {
+			if r.VEK.TCB != a.Report.ReportedTCB || r.VEK.Line != line || r.Report.Product().Line() != line {
 				t.Errorf("got %+v", r.VEK)
 			}
 			for _, c := range r.Checks {
@@ -93,13 +95,13 @@ func TestSynthetic(t *testing.T) {
 func TestSyntheticVersions(t *testing.T) {
 	a := newAuthority(t, snp.LineGenoa, snp.SignerVCEK)
 	c := Config{Now: now, Roots: a.roots(t)}
-	a.report.Version, a.report.LaunchMit = snp.Version5, 3
+	a.Report.Version, a.Report.LaunchMit = snp.Version5, 3
 	wantPass(t, mustVerify(t, c, a.evidence(t)))
-	a.report.Version, a.report.LaunchMit, a.report.CPU = snp.Version2, 0, snp.CPU{}
+	a.Report.Version, a.Report.LaunchMit, a.Report.CPU = snp.Version2, 0, snp.CPU{}
 	wantPass(t, mustVerify(t, c, a.evidence(t)))
-	a.report.Version, a.report.CPU = snp.Version3, snp.CPU{Family: 0x19, Model: 0xa0, Stepping: 2}
+	a.Report.Version, a.Report.CPU = snp.Version3, snp.CPU{Family: 0x19, Model: 0xa0, Stepping: 2}
 	wantPass(t, mustVerify(t, c, a.evidence(t)))
-	hwid := bytes.Clone(a.report.ChipID[:])
+	hwid := bytes.Clone(a.Report.ChipID[:])
 	a.setExt(extHWID, der(hwid))
 	wantPass(t, mustVerify(t, c, a.evidence(t)))
 }
@@ -107,7 +109,7 @@ func TestSyntheticVersions(t *testing.T) {
 // TestRefusals makes one thing wrong at a time in evidence that would pass (see TestSynthetic and TestVLEK), and wants
 // exactly the check that is for it to refuse.
 func TestRefusals(t *testing.T) {
-	foreign := rsaKeys()[2]
+	_, foreign := testKeys()
 	tests := []struct {
 		name    string
 		line    snp.Line
@@ -128,11 +130,11 @@ func TestRefusals(t *testing.T) {
 			check: CheckReport, status: Malformed, message: "VERSION"},
 
 		{name: "nobody signed", change: func(_ *testing.T, a *authority, _ *Config) {
-			a.report.KeyInfo = snp.NewKeyInfo(false, false, snp.SignerNone)
+			a.Report.KeyInfo = snp.NewKeyInfo(false, false, snp.SignerNone)
 		},
 			check: CheckSigner, status: Fail, message: "nobody"},
 		{name: "masked chip key", change: func(_ *testing.T, a *authority, _ *Config) {
-			a.report.KeyInfo = snp.NewKeyInfo(false, true, snp.SignerVCEK)
+			a.Report.KeyInfo = snp.NewKeyInfo(false, true, snp.SignerVCEK)
 		},
 			check: CheckSigner, status: Fail, message: "masks"},
 		{name: "VLEK where none is allowed", signer: snp.SignerVLEK, change: func(_ *testing.T, _ *authority, c *Config) { c.AllowVLEK = false },
@@ -142,7 +144,7 @@ func TestRefusals(t *testing.T) {
 			check: CheckVEK, status: Missing, message: "no source"},
 		{name: "certificate is rubbish", tamper: func(_ *testing.T, _ *authority, e *Evidence) { e.VEK = []byte("rubbish") },
 			check: CheckVEK, status: Malformed},
-		{name: "certificate is too long", tamper: func(_ *testing.T, _ *authority, e *Evidence) { e.VEK = make([]byte, maxVEK+1) },
+		{name: "certificate is too long", tamper: func(_ *testing.T, _ *authority, e *Evidence) { e.VEK = make([]byte, kds.MaxVEK+1) },
 			check: CheckVEK, status: Malformed, message: "more than"},
 		{name: "ASK as VEK", tamper: func(t *testing.T, a *authority, e *Evidence) { e.VEK = a.askDER(t) },
 			check: CheckVEK, status: Malformed, message: `subject "SEV-Milan"`},
@@ -150,31 +152,31 @@ func TestRefusals(t *testing.T) {
 			check: CheckVEK, status: Malformed, message: `subject "ARK-Milan"`},
 		{name: "VLEK for a VCEK's report", change: func(_ *testing.T, _ *authority, c *Config) { c.AllowVLEK = true },
 			tamper: func(t *testing.T, a *authority, e *Evidence) {
-				e.VEK = newAuthority(t, a.line, snp.SignerVLEK).vekDER(t)
+				e.VEK = newAuthority(t, a.Line, snp.SignerVLEK).vekDER(t)
 			},
 			check: CheckVEK, status: Fail, message: "another kind"},
 		{name: "VCEK for a VLEK's report", signer: snp.SignerVLEK,
 			tamper: func(t *testing.T, a *authority, e *Evidence) {
-				e.VEK = newAuthority(t, a.line, snp.SignerVCEK).vekDER(t)
+				e.VEK = newAuthority(t, a.Line, snp.SignerVCEK).vekDER(t)
 			},
 			check: CheckVEK, status: Fail, message: "another kind"},
-		{name: "duplicate extension", change: func(_ *testing.T, a *authority, _ *Config) { a.exts = append(a.exts, ext(extBL, der(10))) },
+		{name: "duplicate extension", change: func(_ *testing.T, a *authority, _ *Config) { a.Extensions = append(a.Extensions, ext(extBL, der(10))) },
 			check: CheckVEK, status: Malformed, message: "duplicate"},
 
-		{name: "Milan certificate for a Genoa report", change: func(_ *testing.T, a *authority, _ *Config) { a.report.CPU.Model = 0x11 },
+		{name: "Milan certificate for a Genoa report", change: func(_ *testing.T, a *authority, _ *Config) { a.Report.CPU.Model = 0x11 },
 			check: CheckLine, status: Fail, message: "another line"},
 		{name: "Turin's version 2 report with a Milan certificate", change: func(_ *testing.T, a *authority, _ *Config) {
-			a.report.Version, a.report.CPU = snp.Version2, snp.CPU{}
-			clear(a.report.ChipID[8:])
+			a.Report.Version, a.Report.CPU = snp.Version2, snp.CPU{}
+			clear(a.Report.ChipID[8:])
 			zero := snp.TCB{Layout: snp.LayoutTurin, SNP: 3}
-			a.report.CurrentTCB, a.report.ReportedTCB, a.report.CommittedTCB, a.report.LaunchTCB = zero, zero, zero, zero
+			a.Report.CurrentTCB, a.Report.ReportedTCB, a.Report.CommittedTCB, a.Report.LaunchTCB = zero, zero, zero, zero
 		}, check: CheckLine, status: Fail, message: "another line"},
 
 		{name: "no chain and no source", tamper: func(_ *testing.T, _ *authority, e *Evidence) { e.Chain = nil },
 			check: CheckRoot, status: Missing, message: "no source"},
 		{name: "chain is rubbish", tamper: func(_ *testing.T, _ *authority, e *Evidence) { e.Chain = []byte("rubbish") },
 			check: CheckRoot, status: Malformed, message: "certificate 1 of 2"},
-		{name: "chain is too long", tamper: func(_ *testing.T, _ *authority, e *Evidence) { e.Chain = make([]byte, maxChain+1) },
+		{name: "chain is too long", tamper: func(_ *testing.T, _ *authority, e *Evidence) { e.Chain = make([]byte, kds.MaxChain+1) },
 			check: CheckRoot, status: Malformed, message: "more than"},
 		{name: "chain of one", tamper: func(t *testing.T, a *authority, e *Evidence) { e.Chain = toPEM(a.askDER(t)) },
 			check: CheckRoot, status: Malformed, message: "certificate 2 of 2"},
@@ -187,7 +189,7 @@ func TestRefusals(t *testing.T) {
 		}, check: CheckRoot, status: Fail, message: "not the root"},
 		{name: "line without a trusted root", change: func(_ *testing.T, _ *authority, c *Config) { c.Roots = Roots{Genoa: c.Roots.Milan} },
 			check: CheckRoot, status: Fail, message: "no root of Milan"},
-		{name: "self-made root", change: func(_ *testing.T, a *authority, _ *Config) { a.arkKey = foreign },
+		{name: "self-made root", change: func(_ *testing.T, a *authority, _ *Config) { a.Keys.ARK = foreign },
 			check: CheckRoot, status: Fail, message: "not the root"},
 		{name: "self-made root against AMD's", change: func(_ *testing.T, _ *authority, c *Config) { c.Roots = AMD() },
 			check: CheckRoot, status: Fail, message: "not the root"},
@@ -197,61 +199,59 @@ func TestRefusals(t *testing.T) {
 			check: CheckRoot, status: Fail, message: "not the root"},
 
 		{name: "ASK by a self-made root behind the right ARK", tamper: func(t *testing.T, a *authority, e *Evidence) {
-			ask := certify(t, a.ask, a.ark, a.askKey.Public(), foreign)
+			ask := a.under(sim.Keys{ARK: foreign, ASK: a.Keys.ASK}).askDER(t)
 			e.Chain = slices.Concat(toPEM(ask), toPEM(a.arkDER(t)))
 		}, check: CheckChain, status: Fail, message: "ASK: not signed"},
 		{name: "VEK by a self-made ASK", tamper: func(t *testing.T, a *authority, e *Evidence) {
-			a.vek.ExtraExtensions = a.exts
-			e.VEK = certify(t, a.vek, a.ask, a.vekKey.Public(), foreign)
+			e.VEK = a.under(sim.Keys{ASK: foreign}).vekDER(t)
 		}, check: CheckChain, status: Fail, message: "VCEK: not signed"},
 		{name: "VEK by the ARK itself", tamper: func(t *testing.T, a *authority, e *Evidence) {
-			a.vek.ExtraExtensions = a.exts
-			e.VEK = certify(t, a.vek, a.ask, a.vekKey.Public(), a.arkKey)
+			e.VEK = a.under(sim.Keys{ASK: a.Keys.ARK}).vekDER(t)
 		}, check: CheckChain, status: Fail, message: "VCEK: not signed"},
 		{name: "ARK twice", tamper: func(t *testing.T, a *authority, e *Evidence) { e.Chain = bytes.Repeat(toPEM(a.arkDER(t)), 2) },
 			check: CheckChain, status: Fail, message: `ASK: subject "ARK-Milan"`},
 		{name: "ASVK above a VCEK", tamper: func(t *testing.T, a *authority, e *Evidence) {
-			a.ask.Subject.CommonName = "SEV-VLEK-Milan"
+			a.ASK.Subject.CommonName = "SEV-VLEK-Milan"
 			e.Chain = a.chainPEM(t)
 		}, check: CheckChain, status: Fail, message: `ASK: subject "SEV-VLEK-Milan"`},
 		{name: "issuer's name of another organization", tamper: func(t *testing.T, a *authority, e *Evidence) {
-			a.ask.Subject.Organization = []string{"Somebody"}
+			a.ASK.Subject.Organization = []string{"Somebody"}
 			e.Chain = a.chainPEM(t)
 		}, check: CheckChain, status: Fail, message: "VCEK: issued by"},
-		{name: "ASK is no authority", change: func(_ *testing.T, a *authority, _ *Config) { a.ask.IsCA, a.ask.MaxPathLenZero = false, false },
+		{name: "ASK is no authority", change: func(_ *testing.T, a *authority, _ *Config) { a.ASK.IsCA, a.ASK.MaxPathLenZero = false, false },
 			check: CheckChain, status: Fail, message: "ASK: it is no certificate authority"},
-		{name: "ASK may make authorities", change: func(_ *testing.T, a *authority, _ *Config) { a.ask.MaxPathLen, a.ask.MaxPathLenZero = 1, false },
+		{name: "ASK may make authorities", change: func(_ *testing.T, a *authority, _ *Config) { a.ASK.MaxPathLen, a.ASK.MaxPathLenZero = 1, false },
 			check: CheckChain, status: Fail, message: "ASK: it may certify other authorities"},
-		{name: "ASK may not certify", change: func(_ *testing.T, a *authority, _ *Config) { a.ask.KeyUsage = x509.KeyUsageDigitalSignature },
+		{name: "ASK may not certify", change: func(_ *testing.T, a *authority, _ *Config) { a.ASK.KeyUsage = x509.KeyUsageDigitalSignature },
 			check: CheckChain, status: Fail, message: "ASK: its key may not"},
-		{name: "ARK may not sign lists", change: func(_ *testing.T, a *authority, _ *Config) { a.ark.KeyUsage = x509.KeyUsageCertSign },
+		{name: "ARK may not sign lists", change: func(_ *testing.T, a *authority, _ *Config) { a.ARK.KeyUsage = x509.KeyUsageCertSign },
 			check: CheckChain, status: Fail, message: "ARK: its key may not"},
-		{name: "ASK signed with PKCS #1", change: func(_ *testing.T, a *authority, _ *Config) { a.ask.SignatureAlgorithm = x509.SHA384WithRSA },
+		{name: "ASK signed with PKCS #1", change: func(_ *testing.T, a *authority, _ *Config) { a.ASK.SignatureAlgorithm = x509.SHA384WithRSA },
 			check: CheckChain, status: Fail, message: "ASK: signed with"},
-		{name: "VEK signed with SHA-256", change: func(_ *testing.T, a *authority, _ *Config) { a.vek.SignatureAlgorithm = x509.SHA256WithRSAPSS },
+		{name: "VEK signed with SHA-256", change: func(_ *testing.T, a *authority, _ *Config) { a.VEK.SignatureAlgorithm = x509.SHA256WithRSAPSS },
 			check: CheckChain, status: Fail, message: "VCEK: signed with"},
 		{name: "short ASK", change: func(t *testing.T, a *authority, _ *Config) {
 			key, err := rsa.GenerateKey(rand.Reader, 2048)
 			if err != nil {
 				t.Fatal(err)
 			}
-			a.askKey = key
+			a.Keys.ASK = key
 		}, check: CheckChain, status: Fail, message: "ASK: its key is not RSA of 4096 bits"},
 		{name: "unknown critical extension in the ASK", change: func(_ *testing.T, a *authority, _ *Config) {
-			a.ask.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 2, 3}, Critical: true, Value: []byte{5, 0}}}
+			a.ASK.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 2, 3}, Critical: true, Value: []byte{5, 0}}}
 		}, check: CheckChain, status: Fail, message: "ASK: unknown critical extension"},
 
-		{name: "expired VEK", change: func(_ *testing.T, a *authority, _ *Config) { a.vek.NotAfter = clock.Add(-time.Second) },
+		{name: "expired VEK", change: func(_ *testing.T, a *authority, _ *Config) { a.VEK.NotAfter = clock.Add(-time.Second) },
 			check: CheckValidity, status: Fail, message: "SEV-VCEK has expired"},
-		{name: "expired ASK", change: func(_ *testing.T, a *authority, _ *Config) { a.ask.NotAfter = clock.Add(-time.Second) },
+		{name: "expired ASK", change: func(_ *testing.T, a *authority, _ *Config) { a.ASK.NotAfter = clock.Add(-time.Second) },
 			check: CheckValidity, status: Fail, message: "SEV-Milan has expired"},
-		{name: "expired ARK", change: func(_ *testing.T, a *authority, _ *Config) { a.ark.NotAfter = clock.Add(-time.Second) },
+		{name: "expired ARK", change: func(_ *testing.T, a *authority, _ *Config) { a.ARK.NotAfter = clock.Add(-time.Second) },
 			check: CheckValidity, status: Fail, message: "ARK-Milan has expired"},
-		{name: "VEK of tomorrow", change: func(_ *testing.T, a *authority, _ *Config) { a.vek.NotBefore = clock.Add(time.Second) },
+		{name: "VEK of tomorrow", change: func(_ *testing.T, a *authority, _ *Config) { a.VEK.NotBefore = clock.Add(time.Second) },
 			check: CheckValidity, status: Fail, message: "SEV-VCEK is not valid before"},
-		{name: "ASK of tomorrow", change: func(_ *testing.T, a *authority, _ *Config) { a.ask.NotBefore = clock.Add(time.Second) },
+		{name: "ASK of tomorrow", change: func(_ *testing.T, a *authority, _ *Config) { a.ASK.NotBefore = clock.Add(time.Second) },
 			check: CheckValidity, status: Fail, message: "SEV-Milan is not valid before"},
-		{name: "ARK of tomorrow", change: func(_ *testing.T, a *authority, _ *Config) { a.ark.NotBefore = clock.Add(time.Second) },
+		{name: "ARK of tomorrow", change: func(_ *testing.T, a *authority, _ *Config) { a.ARK.NotBefore = clock.Add(time.Second) },
 			check: CheckValidity, status: Fail, message: "ARK-Milan is not valid before"},
 
 		{name: "flipped signature", tamper: func(_ *testing.T, _ *authority, e *Evidence) { e.Report[0x2a0] ^= 1 },
@@ -275,7 +275,7 @@ func TestRefusals(t *testing.T) {
 		}, check: CheckSignature, status: Fail, message: "not by the key"},
 		{name: "signed with SHA-512", tamper: func(t *testing.T, a *authority, e *Evidence) {
 			digest := sha512.Sum512(e.Report[:snp.SignedSize])
-			r, s, err := ecdsa.Sign(rand.Reader, a.vekKey, digest[:])
+			r, s, err := ecdsa.Sign(rand.Reader, a.Key, digest[:])
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -287,7 +287,7 @@ func TestRefusals(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			a.vekKey = key
+			a.Key = key
 			e.Report = a.sign(t)
 		}, check: CheckSignature, status: Fail, message: "not by the key"},
 
@@ -295,19 +295,19 @@ func TestRefusals(t *testing.T) {
 			check: CheckTCB, status: Fail, message: "another TCB"},
 		{name: "other TEE", change: func(_ *testing.T, a *authority, _ *Config) { a.setExt(extTEE, der(0)) },
 			check: CheckTCB, status: Fail, message: "another TCB"},
-		{name: "other SNP", change: func(_ *testing.T, a *authority, _ *Config) { a.report.ReportedTCB.SNP++ },
+		{name: "other SNP", change: func(_ *testing.T, a *authority, _ *Config) { a.Report.ReportedTCB.SNP++ },
 			check: CheckTCB, status: Fail, message: "another TCB"},
-		{name: "other microcode", change: func(_ *testing.T, a *authority, _ *Config) { a.report.ReportedTCB.Microcode-- },
+		{name: "other microcode", change: func(_ *testing.T, a *authority, _ *Config) { a.Report.ReportedTCB.Microcode-- },
 			check: CheckTCB, status: Fail, message: "another TCB"},
 		{name: "other FMC", line: snp.LineTurin, change: func(_ *testing.T, a *authority, _ *Config) { a.setExt(extFMC, der(3)) },
 			check: CheckTCB, status: Fail, message: "another TCB"},
-		{name: "other chip", change: func(_ *testing.T, a *authority, _ *Config) { a.report.ChipID[63] ^= 1 },
+		{name: "other chip", change: func(_ *testing.T, a *authority, _ *Config) { a.Report.ChipID[63] ^= 1 },
 			check: CheckChip, status: Fail, message: "another chip"},
-		{name: "masked chip id", change: func(_ *testing.T, a *authority, _ *Config) { a.report.ChipID = [64]byte{} },
+		{name: "masked chip id", change: func(_ *testing.T, a *authority, _ *Config) { a.Report.ChipID = [64]byte{} },
 			check: CheckChip, status: Fail, message: "another chip"},
-		{name: "other Turin", line: snp.LineTurin, change: func(_ *testing.T, a *authority, _ *Config) { a.report.ChipID[7] ^= 1 },
+		{name: "other Turin", line: snp.LineTurin, change: func(_ *testing.T, a *authority, _ *Config) { a.Report.ChipID[7] ^= 1 },
 			check: CheckChip, status: Fail, message: "another chip"},
-		{name: "bytes behind Turin's chip id", line: snp.LineTurin, change: func(_ *testing.T, a *authority, _ *Config) { a.report.ChipID[8] = 1 },
+		{name: "bytes behind Turin's chip id", line: snp.LineTurin, change: func(_ *testing.T, a *authority, _ *Config) { a.Report.ChipID[8] = 1 },
 			check: CheckChip, status: Fail, message: "another chip"},
 	}
 	tested := map[ID]bool{CheckCRL: true} // see TestCRL
@@ -356,7 +356,7 @@ func TestVLEK(t *testing.T) {
 		if got := r.Checks[len(r.Checks)-1]; got.ID != CheckChip || got.Status != Skipped {
 			t.Errorf("got %+v, want the chip not to be checked", got)
 		}
-		if r.VEK.CSP != "cloud" || r.VEK.HWID != nil {
+		if r.VEK.CSP != "simulated-cloud" || r.VEK.HWID != nil {
 			t.Errorf("got %+v", r.VEK)
 		}
 	}
@@ -364,12 +364,10 @@ func TestVLEK(t *testing.T) {
 
 func TestCRL(t *testing.T) {
 	a := newAuthority(t, snp.LineMilan, snp.SignerVCEK)
-	foreign := rsaKeys()[2]
+	_, foreign := testKeys()
 	good := a.evidence(t)
-	other := *a
-	ark := *a.ark
-	ark.Subject.CommonName = "ARK-Genoa"
-	other.ark = &ark
+	other := newAuthority(t, snp.LineMilan, snp.SignerVCEK)
+	other.ARK.Subject.CommonName = "ARK-Genoa"
 	critical := []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 28}, Critical: true, Value: []byte{0x30, 0}}}
 
 	const none = Status("") // the result passes and the check too
@@ -381,26 +379,26 @@ func TestCRL(t *testing.T) {
 		source        Source
 	}{
 		{name: "current", list: good.CRL, require: none, soft: none},
-		{name: "others revoked", list: a.crl(t, nil, a.arkKey, 1, 0x10002), require: none, soft: none},
-		{name: "ASK revoked", list: a.crl(t, nil, a.arkKey, 5, 0x10001), require: Fail, soft: Fail, message: "SEV-Milan was revoked"},
-		{name: "ARK revoked", list: a.crl(t, nil, a.arkKey, 0x10000), require: Fail, soft: Fail, message: "ARK-Milan was revoked"},
-		{name: "ASK revoked in an expired list", list: a.crl(t, func(l *x509.RevocationList) { l.NextUpdate = clock.Add(-time.Hour) }, a.arkKey, 0x10001),
+		{name: "others revoked", list: a.crl(t, nil, a.Keys.ARK, 1, 0x10002), require: none, soft: none},
+		{name: "ASK revoked", list: a.crl(t, nil, a.Keys.ARK, 5, 0x10001), require: Fail, soft: Fail, message: "SEV-Milan was revoked"},
+		{name: "ARK revoked", list: a.crl(t, nil, a.Keys.ARK, 0x10000), require: Fail, soft: Fail, message: "ARK-Milan was revoked"},
+		{name: "ASK revoked in an expired list", list: a.crl(t, func(l *x509.RevocationList) { l.NextUpdate = clock.Add(-time.Hour) }, a.Keys.ARK, 0x10001),
 			require: Fail, soft: Fail, message: "SEV-Milan was revoked"},
 		{name: "wrong signer", list: a.crl(t, nil, foreign), require: Fail, soft: Fail, message: "not signed"},
-		{name: "signed by the ASK", list: a.crl(t, nil, a.askKey), require: Fail, soft: Fail, message: "not signed"},
-		{name: "wrong issuer", list: other.crl(t, nil, a.arkKey), require: Fail, soft: Fail, message: `issued by "ARK-Genoa"`},
-		{name: "weaker signature", list: a.crl(t, func(l *x509.RevocationList) { l.SignatureAlgorithm = x509.SHA256WithRSA }, a.arkKey),
+		{name: "signed by the ASK", list: a.crl(t, nil, a.Keys.ASK), require: Fail, soft: Fail, message: "not signed"},
+		{name: "wrong issuer", list: other.crl(t, nil, a.Keys.ARK), require: Fail, soft: Fail, message: `issued by "ARK-Genoa"`},
+		{name: "weaker signature", list: a.crl(t, func(l *x509.RevocationList) { l.SignatureAlgorithm = x509.SHA256WithRSA }, a.Keys.ARK),
 			require: Fail, soft: Fail, message: "signed with"},
-		{name: "partial list", list: a.crl(t, func(l *x509.RevocationList) { l.ExtraExtensions = critical }, a.arkKey),
+		{name: "partial list", list: a.crl(t, func(l *x509.RevocationList) { l.ExtraExtensions = critical }, a.Keys.ARK),
 			require: Fail, soft: Fail, message: "critical extension 2.5.29.28"},
-		{name: "critical extension of an entry", list: a.crl(t, func(l *x509.RevocationList) { l.RevokedCertificateEntries[0].ExtraExtensions = critical }, a.arkKey, 9),
+		{name: "critical extension of an entry", list: a.crl(t, func(l *x509.RevocationList) { l.RevokedCertificateEntries[0].ExtraExtensions = critical }, a.Keys.ARK, 9),
 			require: Fail, soft: Fail, message: "critical extension 2.5.29.28"},
 		{name: "bytes behind the list", list: append(bytes.Clone(good.CRL), 0), require: Malformed, soft: Malformed, message: "behind"},
 		{name: "rubbish", list: []byte("rubbish"), require: Malformed, soft: Malformed},
-		{name: "too long", list: make([]byte, maxCRL+1), require: Malformed, soft: Malformed, message: "more than"},
-		{name: "expired", list: a.crl(t, func(l *x509.RevocationList) { l.NextUpdate = clock.Add(-time.Hour) }, a.arkKey),
+		{name: "too long", list: make([]byte, kds.MaxCRL+1), require: Malformed, soft: Malformed, message: "more than"},
+		{name: "expired", list: a.crl(t, func(l *x509.RevocationList) { l.NextUpdate = clock.Add(-time.Hour) }, a.Keys.ARK),
 			require: Fail, soft: Warn, message: "has expired"},
-		{name: "of tomorrow", list: a.crl(t, func(l *x509.RevocationList) { l.ThisUpdate = clock.Add(time.Hour) }, a.arkKey),
+		{name: "of tomorrow", list: a.crl(t, func(l *x509.RevocationList) { l.ThisUpdate = clock.Add(time.Hour) }, a.Keys.ARK),
 			require: Fail, soft: Warn, message: "not valid before"},
 		{name: "missing", require: Missing, soft: Warn, message: "no source"},
 		{name: "not to be had", require: Missing, soft: Warn, message: "unplugged", source: directory{}},
@@ -432,11 +430,11 @@ func TestCRL(t *testing.T) {
 // directory is a Source of bytes by address.
 type directory map[string][]byte
 
-func (d directory) Fetch(ctx context.Context, url string) ([]byte, error) {
+func (d directory) Fetch(ctx context.Context, o kds.Object) ([]byte, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	b, ok := d[url]
+	b, ok := d[o.URL()]
 	if !ok {
 		return nil, errors.New("unplugged")
 	}
@@ -448,7 +446,7 @@ func TestSource(t *testing.T) {
 		t.Run(line.String(), func(t *testing.T) {
 			a := newAuthority(t, line, snp.SignerVCEK)
 			e := a.evidence(t)
-			hwid := a.report.ChipID[:line.HWIDSize()]
+			hwid := a.Report.ChipID[:line.HWIDSize()]
 			fmc := ""
 			if line == snp.LineTurin {
 				fmc = "fmcSPL=02&"
@@ -478,14 +476,14 @@ func TestSource(t *testing.T) {
 	}
 	a := newAuthority(t, snp.LineMilan, snp.SignerVCEK)
 	c := Config{Now: now, Roots: a.roots(t), Source: directory{}}
-	a.report.ChipID = [64]byte{}
+	a.Report.ChipID = [64]byte{}
 	wantStop(t, mustVerify(t, c, Evidence{Report: a.sign(t)}), CheckVEK, Missing, "masks its chip id")
-	a.report.Version, a.report.CPU = snp.Version2, snp.CPU{}
+	a.Report.Version, a.Report.CPU = snp.Version2, snp.CPU{}
 	wantStop(t, mustVerify(t, c, Evidence{Report: a.sign(t)}), CheckVEK, Missing, "version 2")
 	a = newAuthority(t, snp.LineMilan, snp.SignerVLEK)
 	c.AllowVLEK = true
 	wantStop(t, mustVerify(t, c, Evidence{Report: a.sign(t)}), CheckVEK, Missing, "not published")
-	if got, want := ChainURL(snp.LineTurin, snp.SignerVLEK), "https://kdsintf.amd.com/vlek/v1/Turin/cert_chain"; got != want {
+	if got, want := kds.Chain(snp.LineTurin, snp.SignerVLEK).URL(), "https://kdsintf.amd.com/vlek/v1/Turin/cert_chain"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
