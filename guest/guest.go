@@ -9,9 +9,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -86,6 +89,7 @@ type guest struct {
 	api     sync.WaitGroup
 	stopAPI context.CancelFunc
 
+	calm     func()        // ends what is special about a launch
 	launched chan struct{} // closed when pod or failure is set
 	pod      *pod.Pod
 	failure  error
@@ -145,6 +149,10 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 	}
 	for {
+		// No time for the collector before the pod runs, unless it is about memory.
+		percent := debug.SetGCPercent(-1)
+		debug.SetMemoryLimit(launchMemory)
+		g.calm = func() { debug.SetGCPercent(percent); debug.SetMemoryLimit(math.MaxInt64) }
 		rehearsed, err := g.live(ctx)
 		if !rehearsed || err != nil {
 			return err
@@ -154,6 +162,9 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 	}
 }
+
+// launchMemory is how much memory a launch may take before it is collected, in bytes; it takes less than a tenth of that.
+const launchMemory = 64 << 20
 
 // live is a pod's life, from its launch to its last unmount. It says whether that was a rehearsal, without a failure.
 func (g *guest) live(ctx context.Context) (rehearsed bool, err error) {
@@ -165,6 +176,7 @@ func (g *guest) live(ctx context.Context) (rehearsed bool, err error) {
 			break
 		}
 	}
+	g.calm()
 	g.mark(failed)
 	if failed != nil && g.host != nil {
 		g.log.Error("launch failed", "phase", failed.name, "error", failed.err)
@@ -205,6 +217,7 @@ func (g *guest) renew(ctx context.Context) error {
 	host := g.host
 	g.doc, g.place, g.mounts, g.binds, g.pod, g.host = nil, nil, nil, nil, nil, nil
 	g.launched = make(chan struct{})
+	runtime.GC() // what the rehearsal has left
 	if err := g.serve(ctx); err != nil {
 		return err
 	}
