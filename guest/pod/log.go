@@ -81,7 +81,7 @@ func openLog(dir string, max int64) (*outputLog, error) {
 		if !ok || err != nil {
 			continue
 		}
-		f, err := os.OpenFile(filepath.Join(dir, e.Name()), os.O_RDONLY, 0)
+		f, err := os.OpenFile(filepath.Join(dir, e.Name()), os.O_RDWR, 0)
 		if err != nil {
 			return nil, err
 		}
@@ -99,10 +99,34 @@ func openLog(dir string, max int64) (*outputLog, error) {
 		return 1
 	})
 	if n := len(l.segments); n > 0 {
-		// A new segment begins here; a record torn by a crash stays at the end of the old one and is passed over.
-		l.end = l.segments[n-1].start + l.segments[n-1].size
+		// A small segment is gone on with, or each start would leave a file. Else a new one begins here: a record torn by a
+		// crash stays at the end of the old one and is passed over.
+		last := l.segments[n-1]
+		l.end = last.start + last.size
+		if last.size <= resumeLimit && last.whole() {
+			l.writing = last
+		}
 	}
 	return l, nil
+}
+
+// resumeLimit is up to which size a segment of an earlier run is gone on with, in bytes.
+const resumeLimit = 64 << 10
+
+// whole says that a segment ends with a record that is not torn.
+func (s *segment) whole() bool {
+	b := make([]byte, s.size)
+	if _, err := s.f.ReadAt(b, 0); err != nil {
+		return false
+	}
+	for len(b) >= recordHeader {
+		n := int64(binary.BigEndian.Uint32(b)) + recordHeader
+		if n > int64(len(b)) {
+			return false
+		}
+		b = b[n:]
+	}
+	return len(b) == 0
 }
 
 // append adds a record and returns when it is stored. b is copied. It waits while the log is full of what the pump has

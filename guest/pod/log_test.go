@@ -95,6 +95,34 @@ func TestLogOutlivesTheMachine(t *testing.T) {
 	}
 }
 
+// Many short runs leave few files, and lose nothing.
+func TestLogManyRuns(t *testing.T) {
+	dir := t.TempDir()
+	var want strings.Builder
+	for i := range 200 {
+		l, err := openLog(dir, 64<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for j := range 3 {
+			line := fmt.Sprintf("%d %d %s\n", i, j, strings.Repeat("x", 200))
+			want.WriteString(line)
+			l.append(byte(1+j%2), time.Now(), []byte(line))
+		}
+		if err := l.close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "*.log"))
+	if err != nil || len(files) > 3 {
+		t.Errorf("%d files, %v", len(files), err)
+	}
+	l := newLog(t, dir, 64<<20)
+	if got := content(t, l, 0); got != want.String() {
+		t.Errorf("got %d bytes, want %d", len(got), want.Len())
+	}
+}
+
 func TestLogRotates(t *testing.T) {
 	dir := t.TempDir()
 	const max = 1 << 20
