@@ -77,9 +77,17 @@ func cases() []benchCase {
 			{key: "exit", label: "kcradle run, cold: exit", over: "floor/exit"},
 		}, runKcradle},
 		{"docker run", []result{
-			{key: "first", label: "docker run --rm: first byte", over: "kcradle run/first"},
-			{key: "exit", label: "docker run --rm: exit", over: "kcradle run/exit"},
+			{key: "first", label: "docker run --rm: first byte"},
+			{key: "exit", label: "docker run --rm: exit"},
 		}, runDocker},
+		{"template", []result{
+			{key: "first", label: "kcradle run, template: first byte", over: "docker run/first", target: 0.7},
+			{key: "exit", label: "kcradle run, template: exit", over: "docker run/exit", target: 1.15},
+		}, runTemplate},
+		{"pool", []result{
+			{key: "first", label: "kcradle run, pool: first byte", over: "docker run/first", target: 0.35},
+			{key: "exit", label: "kcradle run, pool: exit", over: "docker run/exit", target: 1.15},
+		}, runPool},
 		{"exec in pod", []result{
 			{key: "first", label: "docker exec in a pod: first byte"},
 			{key: "exit", label: "docker exec in a pod: exit"},

@@ -13,12 +13,14 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/kcradle/kcradle/bundle"
 	"github.com/kcradle/kcradle/initrd"
 	"github.com/kcradle/kcradle/test/images"
 	"github.com/kcradle/kcradle/test/servers"
+	"github.com/kcradle/kcradle/vmm/pool"
 )
 
 // payload is the size of the file that docker cp copies.
@@ -32,6 +34,7 @@ type bench struct {
 	kcradle string
 	dir     string // holds all state; short
 	dockerd *servers.Dockerd
+	pool    *exec.Cmd // nil: not started yet
 
 	archive  string // of the image that summon and docker load take
 	ref      string // its tag
@@ -120,6 +123,10 @@ func (b *bench) tearDown() {
 	if b.podDir != "" {
 		_ = b.command(context.Background(), "kill", b.podDir).Run() // it may not have been started
 	}
+	if b.pool != nil {
+		_ = b.pool.Process.Signal(syscall.SIGTERM)
+		_ = b.pool.Wait()
+	}
 	if b.dockerd != nil {
 		_ = b.dockerd.Docker(context.Background(), "rm", "-f", containerName).Run()
 		b.dockerd.Stop()
@@ -192,6 +199,55 @@ func runFloor(ctx context.Context, b *bench) (sample, error) {
 
 func runKcradle(ctx context.Context, b *bench) (sample, error) {
 	return measure(b.command(ctx, "run", "--network", "none", b.runDir), "hello")
+}
+
+// warm is kcradle with templates, in a state directory of that name.
+func (b *bench) warm(ctx context.Context, root string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, b.kcradle, args...)
+	cmd.Env = append(os.Environ(), "KCRADLE_TEMPLATES=2GiB", "KCRADLE_ROOT="+filepath.Join(b.dir, root))
+	return cmd
+}
+
+func runTemplate(ctx context.Context, b *bench) (sample, error) {
+	if err := quiet(b.warm(ctx, "template", "template", "warm", "--network", "none", b.runDir)); err != nil { // the first time it takes long
+		return nil, err
+	}
+	return measure(b.warm(ctx, "template", "run", "--network", "none", b.runDir), "hello")
+}
+
+// poolSize is how many machines stand ready before each start.
+const poolSize = 2
+
+func runPool(ctx context.Context, b *bench) (sample, error) {
+	if b.pool == nil {
+		b.pool = b.warm(ctx, "pool", "pool", "--size", strconv.Itoa(poolSize), "--network", "none", b.runDir)
+		b.pool.Cancel = func() error { return b.pool.Process.Signal(syscall.SIGTERM) }
+		b.pool.Stderr = os.Stderr
+		if err := b.pool.Start(); err != nil {
+			return nil, err
+		}
+	}
+	if err := b.awaitPool(ctx); err != nil {
+		return nil, err
+	}
+	return measure(b.warm(ctx, "pool", "run", "--network", "none", b.runDir), "hello")
+}
+
+// awaitPool waits until the pool is full and has nothing to do.
+func (b *bench) awaitPool(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	for {
+		st, err := pool.Ask(ctx, filepath.Join(b.dir, "pool", "pool", "pool.sock"))
+		if err == nil && len(st.Shapes) == 1 && st.Shapes[0].Ready == poolSize {
+			return nil
+		}
+		select {
+		case <-time.After(50 * time.Millisecond): // it tells nobody
+		case <-ctx.Done():
+			return fmt.Errorf("the pool was not filled: %+v, %w", st, err)
+		}
+	}
 }
 
 func runDocker(ctx context.Context, b *bench) (sample, error) {
