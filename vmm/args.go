@@ -241,25 +241,18 @@ func driveNode(i int) string { return fmt.Sprintf("drive%d", i) }
 
 // node is a block node in the words of QEMU's blockdev-add.
 type node struct {
-	Driver     string     `json:"driver"`
-	Name       string     `json:"node-name,omitempty"`
-	ReadOnly   bool       `json:"read-only"`
-	Discard    string     `json:"discard,omitempty"`
-	Cache      *nodeCache `json:"cache,omitempty"`
-	File       *nodeFile  `json:"file,omitempty"`
-	Size       int64      `json:"size,omitempty"`
-	ReadZeroes bool       `json:"read-zeroes,omitempty"`
-}
-
-type nodeCache struct {
-	Direct  bool `json:"direct"`
-	NoFlush bool `json:"no-flush"`
+	Driver     string    `json:"driver"`
+	Name       string    `json:"node-name,omitempty"`
+	ReadOnly   bool      `json:"read-only,omitempty"`
+	Discard    string    `json:"discard,omitempty"`
+	File       *nodeFile `json:"file,omitempty"`
+	Size       int64     `json:"size,omitempty"`
+	ReadZeroes bool      `json:"read-zeroes,omitempty"`
 }
 
 type nodeFile struct {
 	Driver   string `json:"driver"`
 	Filename string `json:"filename"`
-	AIO      string `json:"aio"`
 }
 
 // node is the drive's, whose first file is in the descriptor set of that number.
@@ -267,9 +260,9 @@ func (d Drive) node(name string, set int) node {
 	if d.Blank {
 		return node{Driver: "null-co", Name: name, ReadOnly: d.ReadOnly, Size: SlotSize, ReadZeroes: true}
 	}
-	// The host's page cache is shared by all machines that show the same layer; a flush of the guest is an fdatasync.
-	n := node{Driver: "raw", Name: name, ReadOnly: d.ReadOnly, Cache: &nodeCache{},
-		File: &nodeFile{Driver: "file", Filename: fmt.Sprintf("/dev/fdset/%d", set), AIO: "threads"}}
+	// What is not said is as it should be: the host's page cache is used, and shared by all machines that show the same
+	// layer; a flush of the guest is an fdatasync; threads do the work. QEMU reads its orders byte by byte.
+	n := node{Driver: "raw", Name: name, ReadOnly: d.ReadOnly, File: &nodeFile{Driver: "file", Filename: fmt.Sprintf("/dev/fdset/%d", set)}}
 	switch {
 	case d.plain():
 		n.Size = d.Extents[0].Size

@@ -114,6 +114,11 @@ func (m *Machine) Give(ctx context.Context) (_ *Handover, err error) {
 	if m.held.lifeline == nil {
 		return nil, errors.New("it was not started as transferable")
 	}
+	for _, d := range m.drives {
+		if !d.Blank {
+			return nil, fmt.Errorf("drive %s is not blank", d.Serial)
+		}
+	}
 	if err := m.channel.Rest(ctx); err != nil {
 		return nil, m.explain(err)
 	}

@@ -50,7 +50,8 @@ type Machine struct {
 	drives   []Drive
 	attach   sync.Mutex // guards what follows
 	nodes    []string   // the block node behind each drive
-	attached int        // calls of Attach
+	spare    []string   // one with nothing in it, for each drive that began so
+	attached int        // nodes that Attach has made
 
 	stderr, console tail
 
@@ -62,7 +63,7 @@ func newMachine(config Config, log *slog.Logger) *Machine {
 	m := &Machine{log: log, engine: config.Engine, greeted: make(chan struct{}), migration: make(chan string, 16), done: make(chan struct{})}
 	m.drives = slices.Clone(config.Drives)
 	for i := range config.Drives {
-		m.nodes = append(m.nodes, driveNode(i))
+		m.nodes, m.spare = append(m.nodes, driveNode(i)), append(m.spare, "")
 	}
 	return m
 }

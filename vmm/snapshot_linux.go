@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"slices"
+
+	"github.com/kcradle/kcradle/vmm/qmp"
 )
 
 // command is one command of QEMU's control protocol.
@@ -110,10 +112,33 @@ func (m *Machine) Attach(ctx context.Context, d Drive) error {
 	}
 	m.attach.Lock()
 	defer m.attach.Unlock()
-	old := m.nodes[i]
-	// Descriptor sets and nodes that Start made have numbers below.
-	set := attachedSets + m.attached*maxFiles
+	old, blank := m.nodes[i], m.drives[i].Blank
+	name := m.spare[i]
+	if !d.Blank || name == "" {
+		if name, err = m.addNode(ctx, c, i, d); err != nil {
+			return fmt.Errorf("attach drive %s: %w", d.Serial, err)
+		}
+	}
+	if err := c.Execute(ctx, "qom-set", property{fmt.Sprintf("blk%d", i), "drive", name}, nil); err != nil {
+		return fmt.Errorf("attach drive %s: %w", d.Serial, err)
+	}
+	m.nodes[i], m.drives[i] = name, d
+	if blank { // for the next time that there is to be nothing
+		m.spare[i] = old
+		return nil
+	}
+	if err := c.Execute(ctx, "blockdev-del", struct {
+		Name string `json:"node-name"`
+	}{old}, nil); err != nil {
+		return fmt.Errorf("let go of the former contents of drive %s: %w", d.Serial, err)
+	}
+	return nil
+}
+
+// addNode makes a block node of a drive's contents and returns its name.
+func (m *Machine) addNode(ctx context.Context, c *qmp.Client, i int, d Drive) (string, error) {
 	m.attached++
+	set := m.attached * maxFiles
 	for n, f := range d.files(i) {
 		file, err := d.open(f, set+n)
 		if err == nil {
@@ -123,26 +148,12 @@ func (m *Machine) Attach(ctx context.Context, d Drive) error {
 			_ = file.Close()
 		}
 		if err != nil {
-			return fmt.Errorf("attach drive %s: %w", d.Serial, err)
+			return "", err
 		}
 	}
-	name := fmt.Sprintf("attached%d", set)
-	if err := c.Execute(ctx, "blockdev-add", d.node(name, set), nil); err != nil {
-		return fmt.Errorf("attach drive %s: %w", d.Serial, err)
-	}
-	if err := c.Execute(ctx, "qom-set", property{fmt.Sprintf("/machine/peripheral/blk%d", i), "drive", name}, nil); err != nil {
-		return fmt.Errorf("attach drive %s: %w", d.Serial, err)
-	}
-	m.nodes[i] = name
-	if err := c.Execute(ctx, "blockdev-del", struct {
-		Name string `json:"node-name"`
-	}{old}, nil); err != nil {
-		return fmt.Errorf("let go of the former contents of drive %s: %w", d.Serial, err)
-	}
-	return nil
+	name := fmt.Sprintf("a%d", m.attached)
+	return name, c.Execute(ctx, "blockdev-add", d.node(name, set), nil)
 }
 
-const (
-	attachedSets = 1 << 16 // number of the first descriptor set that Attach makes
-	maxFiles     = 1 << 12 // and how many numbers each Attach may use
-)
+// maxFiles is how many descriptor sets each drive that is attached may use; Start's have numbers below.
+const maxFiles = 1000

@@ -119,7 +119,7 @@ func Dial(ctx context.Context, conn net.Conn) (*Client, error) {
 // from here on.
 func Resume(conn net.Conn) *Client {
 	c := &Client{conn: conn, events: make(chan Event, eventBacklog), pending: map[uint64]chan reply{}, done: make(chan struct{})}
-	c.next = 1 << 32 // no reply to the other's commands is taken for one to ours
+	c.next = 1 << 20 // no reply to the other's commands is taken for one to ours
 	go c.read(bufio.NewReaderSize(conn, 16<<10))
 	return c
 }
