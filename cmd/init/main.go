@@ -23,6 +23,9 @@ func main() {
 	}
 	// The main thread stands for the process in /proc/1: threads that change their root are others.
 	runtime.LockOSThread()
+	// A thread that starts a container keeps its processor until execve is through, and that may wait for a file that this
+	// process serves: a program in a directory of the host.
+	runtime.GOMAXPROCS(max(2, runtime.NumCPU()))
 	if os.Getpid() != 1 {
 		fmt.Fprintln(os.Stderr, "init: this is PID 1 of a kcradle machine and does nothing elsewhere")
 		os.Exit(1)

@@ -16,6 +16,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -38,6 +39,7 @@ type Dirs struct {
 	wg   sync.WaitGroup
 
 	mu      sync.Mutex
+	mounted []string         // in order
 	streams map[int]net.Conn // arrived, not yet mounted
 	changed chan struct{}    // closed and replaced when a stream arrives or the listener ends
 	ended   error
@@ -50,10 +52,21 @@ func New(l net.Listener, base string) *Dirs {
 	return d
 }
 
-// Close ends the listener and every mount's stream, and waits for what served them.
+// Close ends the listener, unmounts everything, which brings what is still to be written to the host, and waits for what
+// served the mounts. Nothing may use them any more.
 func (d *Dirs) Close() error {
 	err := d.l.Close()
 	d.mu.Lock()
+	for _, dir := range slices.Backward(d.mounted) {
+		uerr := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
+		if uerr == unix.EBUSY { // its stream would never end
+			uerr = errors.Join(uerr, unix.Unmount(dir, unix.UMOUNT_NOFOLLOW|unix.MNT_FORCE|unix.MNT_DETACH))
+		}
+		if uerr != nil {
+			err = errors.Join(err, &os.PathError{Op: "unmount", Path: dir, Err: uerr})
+		}
+	}
+	d.mounted = nil
 	for _, c := range d.streams {
 		c.Close()
 	}
@@ -161,12 +174,17 @@ func (d *Dirs) Mount(ctx context.Context, i int, file string, readOnly bool) (so
 	}
 	// access=user: each user of the guest attaches as itself, so new files belong to it. cache=mmap: no page of a file
 	// is kept beyond its mappings, so what the host changes is seen.
-	options := fmt.Sprintf("trans=fd,rfdno=%d,wfdno=%d,version=9p2000.L,access=user,cache=mmap,msize=%d",
+	// noxattr: the server's library answers for an attribute that is not there as for a request that makes no sense, and
+	// then the kernel executes no file: it asks for capabilities first.
+	options := fmt.Sprintf("trans=fd,rfdno=%d,wfdno=%d,version=9p2000.L,access=user,cache=mmap,noxattr,msize=%d",
 		kernel.Fd(), kernel.Fd(), messageSize)
 	if err := unix.Mount("host", dir, "9p", flags, options); err != nil {
 		local.Close() // ends splice, which closes the stream
 		return "", &os.PathError{Op: "mount 9p (" + options + ")", Path: dir, Err: err}
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.mounted = append(d.mounted, dir)
 	return filepath.Join(dir, file), nil
 }
 

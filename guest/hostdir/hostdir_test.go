@@ -15,8 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/kcradle/kcradle/internal/need"
 	"github.com/kcradle/kcradle/internal/vmtest"
 	"github.com/kcradle/kcradle/share"
@@ -129,9 +127,5 @@ func TestInMachine(t *testing.T) {
 		if st.Mode() != want.mode || sys.Uid != want.uid || sys.Gid != want.gid {
 			t.Errorf("%s: got %v %d:%d, want %v %d:%d", name, st.Mode(), sys.Uid, sys.Gid, want.mode, want.uid, want.gid)
 		}
-	}
-	v := make([]byte, 8)
-	if n, err := unix.Getxattr(filepath.Join(dir, "renamed"), "user.k", v); err != nil || string(v[:n]) != "v" {
-		t.Errorf("extended attribute: %q, %v", v[:max(n, 0)], err)
 	}
 }

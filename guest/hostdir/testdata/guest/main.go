@@ -184,7 +184,13 @@ func checks(dirs *hostdir.Dirs) []check {
 		}},
 		{"attributes", func() error {
 			return errors.Join(os.Chmod(rw+"/renamed", 0o604), os.Chown(rw+"/renamed", 7, 8),
-				os.Chtimes(rw+"/renamed", time.Unix(1e9, 0), time.Unix(1e9, 5)), unix.Setxattr(rw+"/renamed", "user.k", []byte("v"), 0))
+				os.Chtimes(rw+"/renamed", time.Unix(1e9, 0), time.Unix(1e9, 5)))
+		}},
+		{"no extended attributes", func() error {
+			if err := unix.Setxattr(rw+"/renamed", "user.k", []byte("v"), 0); !errors.Is(err, unix.EOPNOTSUPP) {
+				return fmt.Errorf("got %v, want EOPNOTSUPP", err)
+			}
+			return nil
 		}},
 		{"no device nodes", func() error {
 			if err := unix.Mknod(rw+"/null", unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))); !errors.Is(err, unix.EPERM) {
