@@ -396,6 +396,14 @@ func (s *supervisor) loop(ctx context.Context, state *bundle.State) bundle.End {
 	defer watchdog.Stop()
 	clock := time.NewTicker(clockEvery)
 	defer clock.Stop()
+	setClock := func() {
+		if conn != nil && done == nil && lost == nil {
+			if err := toGuest(conn, spec.FrameClock, time.Now()); err != nil {
+				s.log.Debug("set the guest's clock", "error", err)
+			}
+		}
+	}
+	news := 0 // from the guest
 	set := func() {
 		if err := s.bundle.SetState(*state); err != nil {
 			s.log.Error("the state on disk is old", "error", err)
@@ -429,11 +437,7 @@ func (s *supervisor) loop(ctx context.Context, state *bundle.State) bundle.End {
 			machineDone = nil
 		case <-clock.C:
 			// A guest that did not run for a while, with its host or beside a busy one, has a clock that is late.
-			if conn != nil && done == nil && lost == nil {
-				if err := toGuest(conn, spec.FrameClock, time.Now()); err != nil {
-					s.log.Debug("set the guest's clock", "error", err)
-				}
-			}
+			setClock()
 		case <-watchdog.C:
 			s.log.Error("the guest did not stop in time and is killed")
 			killed = true
@@ -452,6 +456,11 @@ func (s *supervisor) loop(ctx context.Context, state *bundle.State) bundle.End {
 				}
 				pending = nil
 			case stateNews:
+				// The time that came with the launch was as old as its way into a guest that has run little yet. Now that way
+				// is short: before the container runs, and once more in case that the host was busy.
+				if news++; news <= 2 {
+					setClock()
+				}
 				s.update(state, e.state)
 				set()
 				first := state.Containers[0]
