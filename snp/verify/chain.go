@@ -14,6 +14,7 @@ import (
 
 	"github.com/kcradle/kcradle/snp"
 	"github.com/kcradle/kcradle/snp/kds"
+	"github.com/kcradle/kcradle/snp/policy"
 )
 
 // Fingerprint is the SHA-256 of a public key in DER (SubjectPublicKeyInfo). It outlives the certificate around the key.
@@ -165,50 +166,16 @@ func (c *chain) checkValidity(v *VEK, now time.Time) error {
 	return nil
 }
 
-// CRLMode says what becomes of a revocation list that is missing or outdated. One that can be read is always used: a
-// revoked certificate and a list of the wrong signer fail in every mode but CRLOff.
-type CRLMode uint8
-
-// The modes.
-const (
-	CRLRequire CRLMode = iota // without a current list nothing passes
-	CRLSoft                   // without a current list the check is a warning
-	CRLOff                    // no list is looked at
-)
-
-// String returns the mode as ParseCRLMode reads it.
-func (m CRLMode) String() string {
-	switch m {
-	case CRLRequire:
-		return "require"
-	case CRLSoft:
-		return "soft"
-	case CRLOff:
-		return "off"
-	}
-	return fmt.Sprintf("unknown mode %d", uint8(m))
-}
-
-// ParseCRLMode reads require, soft or off.
-func ParseCRLMode(s string) (CRLMode, error) {
-	for m := CRLRequire; m <= CRLOff; m++ {
-		if s == m.String() {
-			return m, nil
-		}
-	}
-	return CRLRequire, fmt.Errorf("%q is no CRL mode, want require, soft or off", s)
-}
-
 // checkCRL looks for the ASK and the ARK in the root's revocation list. VEKs are not in it: their serial number is 0.
 func (s *session) checkCRL(ctx context.Context) Check {
-	if s.Config.CRL == CRLOff {
-		return Check{Status: Skipped, Message: "revocation is not checked by configuration"}
+	if s.Policy.CRL == policy.CRLOff {
+		return Check{Status: Open, Message: "the policy wants no revocation list"}
 	}
 	der := s.Evidence.CRL
 	if len(der) == 0 {
 		var err error
 		if der, err = s.fetch(ctx, kds.CRL(s.vek.Line, s.vek.Signer)); err != nil {
-			return s.tolerate(Check{Status: Missing, Message: err.Error()})
+			return s.tolerate(missing(err))
 		}
 	}
 	list, err := parseList(der)
@@ -235,7 +202,7 @@ func (s *session) checkCRL(ctx context.Context) Check {
 
 // tolerate makes a warning of what is wrong where the mode is soft.
 func (s *session) tolerate(c Check) Check {
-	if c.Status != Pass && s.Config.CRL == CRLSoft {
+	if c.Status != Pass && s.Policy.CRL == policy.CRLSoft {
 		c.Status = Warn
 	}
 	return c
