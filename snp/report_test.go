@@ -3,6 +3,7 @@ package snp
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"flag"
 	"os"
@@ -383,14 +384,65 @@ func TestExplain(t *testing.T) {
 			if err := synthetic(s.version, s.cpu).Explain(&b); err != nil {
 				t.Fatal(err)
 			}
-			golden(t, s.name, b.Bytes())
+			golden(t, s.name+".txt", b.Bytes())
 		})
+	}
+}
+
+func TestJSON(t *testing.T) {
+	for _, s := range synthetics {
+		t.Run(s.name, func(t *testing.T) {
+			b, err := json.MarshalIndent(synthetic(s.version, s.cpu), "", "  ")
+			if err != nil {
+				t.Fatal(err)
+			}
+			golden(t, s.name+".json", append(b, '\n'))
+		})
+	}
+
+	// Every byte that is signed and may be other than zero is in it.
+	good := mustBytes(t, synthetic(Version5, cpuTurin))
+	want, err := json.Marshal(synthetic(Version5, cpuTurin))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range SignedSize {
+		for bit := range 8 {
+			b := bytes.Clone(good)
+			b[i] ^= 1 << bit
+			r, err := Parse(b)
+			if err != nil || r.SignatureAlgo != AlgoECDSAP384SHA384 {
+				continue
+			}
+			got, err := json.Marshal(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if bytes.Equal(got, want) {
+				t.Errorf("bit %d of byte %#x makes no difference", bit, i)
+			}
+		}
+	}
+
+	r := synthetic(Version3, cpuMilan)
+	r.VMPL, r.Policy = VMPLHost, PolicyReserved1|1<<40
+	b, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{`"requestedByHost":true`, `"guestPolicy":{"value":"0x10000020000","set":[],"unknown":"0x10000000000"}`} {
+		if !strings.Contains(string(b), want) {
+			t.Errorf("got %s, want …%s…", b, want)
+		}
+	}
+	if strings.Contains(string(b), "vmpl") {
+		t.Errorf("a report for the host has a VMPL: %s", b)
 	}
 }
 
 func golden(t *testing.T, name string, got []byte) {
 	t.Helper()
-	path := filepath.Join("testdata", "explain", name+".txt")
+	path := filepath.Join("testdata", "explain", name)
 	if *update {
 		if err := os.WriteFile(path, got, 0o644); err != nil {
 			t.Fatal(err)

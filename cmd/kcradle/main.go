@@ -14,9 +14,12 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"github.com/kcradle/kcradle/snp/verify"
 )
 
 func main() {
@@ -30,13 +33,18 @@ func realMain(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	defer stop()
 	context.AfterFunc(ctx, stop)
 
-	root := newRoot(&app{Stdin: stdin, Stdout: stdout, Stderr: stderr})
+	return execute(ctx, &app{Stdin: stdin, Stdout: stdout, Stderr: stderr, Now: time.Now, Roots: verify.AMD()}, args)
+}
+
+// execute runs the verb that args name.
+func execute(ctx context.Context, a *app, args []string) int {
+	root := newRoot(a)
 	root.SetArgs(args)
-	root.SetIn(stdin)
-	root.SetOut(stdout)
-	root.SetErr(stderr)
+	root.SetIn(a.Stdin)
+	root.SetOut(a.Stdout)
+	root.SetErr(a.Stderr)
 	cmd, err := root.ExecuteContextC(ctx)
-	return exitCode(cmd, err, stderr)
+	return exitCode(cmd, err, a.Stderr)
 }
 
 // Exit codes, docker's.
@@ -65,16 +73,16 @@ func exitCode(cmd *cobra.Command, err error, stderr io.Writer) int {
 	if err == nil {
 		return 0
 	}
-	var coded *exitError
-	if errors.As(err, &coded) {
-		if coded.err != nil {
-			fmt.Fprintf(stderr, "kcradle %s: %v\n", cmd.Name(), coded.err)
-		}
-		return coded.code
-	}
 	name := "kcradle"
 	if cmd != nil && cmd.HasParent() {
 		name = cmd.CommandPath()
+	}
+	var coded *exitError
+	if errors.As(err, &coded) {
+		if coded.err != nil {
+			fmt.Fprintf(stderr, "%s: %v\n", name, coded.err)
+		}
+		return coded.code
 	}
 	fmt.Fprintf(stderr, "%s: %v\n", name, err)
 	if errors.As(err, new(usageError)) {
@@ -82,6 +90,9 @@ func exitCode(cmd *cobra.Command, err error, stderr io.Writer) int {
 	}
 	if cmd != nil && (cmd.Name() == "run" || cmd.Name() == "exec") {
 		return exitOwnFailure
+	}
+	if isAttestation(cmd) {
+		return attestationCode(err)
 	}
 	return 1
 }
@@ -93,9 +104,10 @@ func (e usageError) Unwrap() error { return e.error }
 
 // Groups of verbs in the help.
 const (
-	groupPod   = "pod"
-	groupImage = "image"
-	groupHost  = "host"
+	groupPod         = "pod"
+	groupImage       = "image"
+	groupAttestation = "attestation"
+	groupHost        = "host"
 )
 
 func newRoot(a *app) *cobra.Command {
@@ -135,7 +147,7 @@ Environment:
 	root.SetVersionTemplate("kcradle {{.Version}}\n")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddGroup(&cobra.Group{ID: groupPod, Title: "Pods:"}, &cobra.Group{ID: groupImage, Title: "Images:"},
-		&cobra.Group{ID: groupHost, Title: "This host:"})
+		&cobra.Group{ID: groupAttestation, Title: "Attestation (AMD SEV-SNP):"}, &cobra.Group{ID: groupHost, Title: "This host:"})
 	root.SetHelpCommandGroupID(groupHost)
 	root.SetCompletionCommandGroupID(groupHost)
 	pf := root.PersistentFlags()
