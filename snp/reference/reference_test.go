@@ -15,6 +15,7 @@ import (
 	"github.com/kcradle/kcradle/snp/measure"
 	"github.com/kcradle/kcradle/snp/ovmf/ovmftest"
 	"github.com/kcradle/kcradle/snp/pod"
+	"github.com/kcradle/kcradle/snp/policy"
 )
 
 var update = flag.Bool("update", false, "write testdata/vector.json again")
@@ -379,6 +380,37 @@ func BenchmarkCheck(b *testing.B) {
 	for b.Loop() {
 		if err := r.Check(); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// TestSignature checks a signature that openssl made with a key that was not kept, and that nothing else passes for one.
+func TestSignature(t *testing.T) {
+	file, err := os.ReadFile("testdata/vector.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	signature, err := os.ReadFile("testdata/vector.json" + SignatureSuffix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var key policy.PublicKey
+	if err := key.UnmarshalText([]byte("ed25519:499bbdf549e0ad7d18bed430da078a467949c1116e7fc8a4c2667f1ed833d969")); err != nil {
+		t.Fatal(err)
+	}
+	if err := CheckSignature(file, signature, key); err != nil {
+		t.Error(err)
+	}
+	for name, err := range map[string]error{
+		"other bytes":     CheckSignature(append(file, '\n'), signature, key),
+		"short signature": CheckSignature(file, signature[1:], key),
+		"no signature":    CheckSignature(file, nil, key),
+		"long signature":  CheckSignature(file, append(bytes.Clone(signature), 0), key),
+		"other key":       CheckSignature(file, signature, policy.PublicKey{1}),
+		"no key":          CheckSignature(file, signature, policy.PublicKey{}),
+	} {
+		if !errors.Is(err, ErrSignature) {
+			t.Errorf("%s: got %v", name, err)
 		}
 	}
 }

@@ -49,7 +49,7 @@ func (s *session) checkReportData(context.Context) Check {
 		want = &data
 	}
 	if *want == ([64]byte{}) {
-		return Check{Status: Unset, Actual: actual, Message: "report data of zeros tie the report to nothing"}
+		return Check{Status: Unset, Actual: actual, Message: "no report data are expected, or zeros: nothing would tie the report to its reader"}
 	}
 	return verdict(s.report.ReportData == *want, fmt.Sprintf("%x", *want), actual,
 		"the report was made for another nonce, key, connection or pod")
@@ -272,7 +272,7 @@ func (s *session) checkABI(context.Context) Check {
 
 func (s *session) checkUnknownPolicy(context.Context) Check {
 	u := s.report.Policy.Unknown()
-	return verdict(u == 0, "none", fmt.Sprintf("%#x", u), "the guest's policy has bits that are not known here, and so what they permit is not either")
+	return verdict(u == 0, "none", bitsOf(u), "the guest's policy has bits that are not known here, and so what they permit is not either")
 }
 
 // platform is a bit of the machine's state.
@@ -295,7 +295,14 @@ func platform(bit snp.PlatformInfo, what string, rule func(policy.Platform) poli
 
 func (s *session) checkUnknownPlatform(context.Context) Check {
 	u := s.report.PlatformInfo.Unknown()
-	return tolerated(verdict(u == 0, "none", fmt.Sprintf("%#x", u), "the machine's state has bits that are not known here"))
+	return tolerated(verdict(u == 0, "none", bitsOf(u), "the machine's state has bits that are not known here"))
+}
+
+func bitsOf(u uint64) string {
+	if u == 0 {
+		return "none"
+	}
+	return fmt.Sprintf("%#x", u)
 }
 
 // minimum is one of the report's TCB versions.

@@ -250,7 +250,7 @@ func TestRules(t *testing.T) {
 		{name: "zeros expected", change: func(_ *testing.T, s *sample) {
 			s.Report.ReportData = [64]byte{}
 			s.bare()
-		}, id: CheckReportData, status: Unset, want: [3]string{"", "", "report data of zeros"}},
+		}, id: CheckReportData, status: Unset, want: [3]string{"", "", "or zeros"}},
 		{name: "two expectations", change: func(_ *testing.T, s *sample) { s.expect.ReportData = &s.Report.ReportData }, id: CheckReportData, status: Unset, want: [3]string{"", "", "both"}},
 
 		{name: "older than accepted", change: func(_ *testing.T, s *sample) {

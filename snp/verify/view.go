@@ -77,8 +77,11 @@ func (r Result) WriteTable(w io.Writer) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	for _, c := range r.Warnings() {
-		fmt.Fprintf(&b, "\nWARNING %s: %s\n", c.ID, printable(c.Message))
+	for i, c := range r.Warnings() {
+		if i == 0 {
+			b.WriteString("\n")
+		}
+		fmt.Fprintf(&b, "WARNING %s: %s\n", c.ID, printable(c.Message))
 	}
 	err := r.Err()
 	var e *Error
@@ -142,7 +145,7 @@ func (r Result) what() string {
 		}
 		parts = append(parts, fmt.Sprintf("image %s in pod %s %s", strings.Join(images, ", "), r.Pod.Name, r.PodDigest))
 	} else {
-		parts = append(parts, fmt.Sprintf("a report of measurement %.16x…", r.Report.Measurement))
+		parts = append(parts, fmt.Sprintf("a report of measurement %.8x…", r.Report.Measurement))
 	}
 	parts = append(parts, r.VEK.Line.String(), "TCB "+r.Report.ReportedTCB.String())
 	if r.VEK.Signer == snp.SignerVLEK {
