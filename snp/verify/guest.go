@@ -360,15 +360,26 @@ func mitigations(pick func(*snp.Report, policy.Mitigations) (uint64, policy.Mask
 	}
 }
 
-// checkProvisional wants the running firmware to be committed. Equal, and not only as new: versions are compared part by
-// part, and one that is newer in one part and older in another is neither.
+// checkProvisional wants the running firmware to be committed: equal, and not only as new, since a version can be newer in
+// one part and older in another. Whatever is tolerated: no firmware has committed, or derives keys for, what it does not run.
 func (s *session) checkProvisional(context.Context) Check {
-	current := fmt.Sprintf("%s, %s", s.report.Current, s.report.CurrentTCB)
-	committed := fmt.Sprintf("%s, %s", s.report.Committed, s.report.CommittedTCB)
-	if s.Policy.AllowProvisional {
+	r := s.report
+	current := fmt.Sprintf("%s, %s", r.Current, r.CurrentTCB)
+	committed := fmt.Sprintf("%s, %s", r.Committed, r.CommittedTCB)
+	switch {
+	case newer(r.Committed, r.Current) || len(lower(r.CurrentTCB, r.CommittedTCB)) > 0:
+		return verdict(false, current, committed, "the firmware says that it has committed a newer one than it is")
+	case len(lower(r.CurrentTCB, r.ReportedTCB)) > 0:
+		return verdict(false, r.CurrentTCB.String(), r.ReportedTCB.String(), "the firmware reports a newer TCB version than it has")
+	case s.Policy.AllowProvisional:
 		return verdict(true, "any", committed, "")
 	}
 	return verdict(current == committed, current, committed, "the firmware that is running is not committed: the host may roll it back")
+}
+
+// newer reports whether a is of a later version than b.
+func newer(a, b snp.Firmware) bool {
+	return slices.Compare([]uint8{a.Major, a.Minor, a.Build}, []uint8{b.Major, b.Minor, b.Build}) > 0
 }
 
 func (s *session) checkChipID(context.Context) Check {

@@ -333,7 +333,7 @@ func TestRules(t *testing.T) {
 		}, id: CheckPlatformTIO, want: [3]string{"off", "on", "SEV-TIO"}},
 
 		{name: "old microcode reported", change: tcb(func(s *sample) { s.Report.ReportedTCB.Microcode-- }), id: CheckTCBReported, want: [3]string{"ucode 200 or newer", "ucode 199", "ucode 199 is below 200"}},
-		{name: "old boot loader reported", change: tcb(func(s *sample) { s.Report.ReportedTCB.Bootloader, s.Report.ReportedTCB.SNP = 9, 255 }), id: CheckTCBReported, want: [3]string{"bl 10", "bl 9", "bl 9 is below 10"}},
+		{name: "old boot loader reported", change: tcb(func(s *sample) { s.Report.ReportedTCB.Bootloader = 9 }), id: CheckTCBReported, want: [3]string{"bl 10", "bl 9", "bl 9 is below 10"}},
 		{name: "old TEE reported", change: tcb(func(s *sample) { s.Report.ReportedTCB.TEE = 0 }), id: CheckTCBReported, want: [3]string{"tee 1", "tee 0", "tee 0 is below 1"}},
 		{name: "old SNP reported", change: tcb(func(s *sample) { s.Report.ReportedTCB.SNP = 24 }), id: CheckTCBReported, want: [3]string{"snp 25", "snp 24", "snp 24 is below 25"}},
 		{name: "old FMC reported", line: snp.LineTurin, change: tcb(func(s *sample) { s.Report.ReportedTCB.FMC = 1 }), id: CheckTCBReported, want: [3]string{"fmc 2", "fmc 1", "fmc 1 is below 2"}},
@@ -343,6 +343,19 @@ func TestRules(t *testing.T) {
 		{name: "mitigations now", change: func(_ *testing.T, s *sample) { s.Report.CurrentMit = 1 }, id: CheckMitigationsCurrent, want: [3]string{"all of 0x3", "0x1", "missing: 0x2"}},
 		{name: "provisional firmware", change: func(_ *testing.T, s *sample) { s.Report.Committed.Build-- }, id: CheckProvisional, want: [3]string{"build 43", "build 42", "roll it back"}},
 		{name: "provisional TCB", change: func(_ *testing.T, s *sample) { s.Report.CurrentTCB.Microcode++ }, id: CheckProvisional, want: [3]string{"ucode 201", "ucode 200", "roll it back"}},
+		{name: "committed above current", change: func(_ *testing.T, s *sample) {
+			s.Report.CommittedTCB.SNP++
+			s.policy.AllowProvisional = true
+		}, id: CheckProvisional, want: [3]string{"snp 25", "snp 26", "committed a newer one"}},
+		{name: "committed build above current", change: func(_ *testing.T, s *sample) {
+			s.Report.Committed.Build++
+			s.policy.AllowProvisional = true
+		}, id: CheckProvisional, want: [3]string{"build 43", "build 44", "committed a newer one"}},
+		{name: "reported above current", change: func(_ *testing.T, s *sample) {
+			s.Report.CurrentTCB.Microcode, s.Report.CommittedTCB.Microcode = 199, 199
+			s.policy.AllowProvisional = true
+			s.policy.MinTCB = nil
+		}, id: CheckProvisional, want: [3]string{"ucode 199", "ucode 200", "reports a newer TCB version"}},
 		{name: "other chip", change: func(_ *testing.T, s *sample) { s.policy.ChipIDs = []policy.ChipID{{9}} }, id: CheckChipID, want: [3]string{"0900", "", "none of those"}},
 
 		{name: "other image", change: func(_ *testing.T, s *sample) { s.policy.Images = []policy.Image{imageOf(6)} }, id: CheckImage, want: [3]string{"image6@sha256:06", "app:1@sha256:07", "not accepted"}},
