@@ -51,7 +51,7 @@ type Evidence struct {
 	Report []byte // snp.Size bytes; required
 	VEK    []byte // certificate of the signing key, DER; empty: ask Config.Source
 	Chain  []byte // ASK (or ASVK) and ARK in this order, PEM; empty: ask Config.Source
-	CRL    []byte // revocation list of the ARK, DER; empty: ask Config.Source
+	CRL    []byte // revocation list of the ARK, DER; Config.Source is asked, too, since this one may be an old one
 	Pod    []byte // pod.json; required unless Expectation.ReportData is there
 }
 

@@ -128,6 +128,10 @@ func TestRefusals(t *testing.T) {
 			check: CheckReport, status: Malformed, message: "1185 bytes"},
 		{name: "no report", tamper: func(_ *testing.T, _ *authority, e *Evidence) { e.Report = nil },
 			check: CheckReport, status: Malformed, message: "0 bytes"},
+		{name: "version 1", tamper: func(_ *testing.T, _ *authority, e *Evidence) { e.Report[0] = 1 },
+			check: CheckReport, status: Malformed, message: "VERSION"},
+		{name: "version 4", tamper: func(_ *testing.T, _ *authority, e *Evidence) { e.Report[0] = 4 },
+			check: CheckReport, status: Malformed, message: "4 is not known here"},
 		{name: "version 6", tamper: func(_ *testing.T, _ *authority, e *Evidence) { e.Report[0] = 6 },
 			check: CheckReport, status: Malformed, message: "VERSION"},
 
@@ -373,6 +377,9 @@ func TestCRL(t *testing.T) {
 	other.ARK.Subject.CommonName = "ARK-Genoa"
 	critical := []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 28}, Critical: true, Value: []byte{0x30, 0}}}
 
+	expired := a.crl(t, func(l *x509.RevocationList) { l.NextUpdate = clock.Add(-time.Hour) }, a.Keys.ARK)
+	published := func(list []byte) Source { return directory{kds.CRL(snp.LineMilan, snp.SignerVCEK).URL(): list} }
+
 	const none = Status("") // the result passes and the check too
 	tests := []struct {
 		name          string
@@ -405,6 +412,17 @@ func TestCRL(t *testing.T) {
 			require: Fail, soft: Warn, message: "not valid before"},
 		{name: "missing", require: Missing, soft: Warn, message: "no source"},
 		{name: "not to be had", require: Missing, soft: Warn, message: "unplugged", source: directory{}},
+		{name: "no answer", require: Unreachable, soft: Warn, message: "does not answer", source: unreachable{}},
+
+		// Of the evidence and from the source: who hands in an old list does not keep a newer one from being asked for.
+		{name: "ASK revoked since", list: good.CRL, source: published(a.crl(t, nil, a.Keys.ARK, 0x10001)), require: Fail, soft: Fail, message: "SEV-Milan was revoked"},
+		{name: "ASK revoked in the one handed in", list: a.crl(t, nil, a.Keys.ARK, 0x10001), source: published(good.CRL), require: Fail, soft: Fail, message: "SEV-Milan was revoked"},
+		{name: "both current", list: good.CRL, source: published(good.CRL), require: none, soft: none},
+		{name: "not to be had, and handed in", list: good.CRL, source: unreachable{}, require: none, soft: none},
+		{name: "expired, and a current one handed in", list: good.CRL, source: published(expired), require: none, soft: none},
+		{name: "current, and an expired one handed in", list: expired, source: published(good.CRL), require: none, soft: none},
+		{name: "both expired", list: expired, source: published(expired), require: Fail, soft: Warn, message: "has expired"},
+		{name: "rubbish from the source", list: good.CRL, source: published([]byte("rubbish")), require: Malformed, soft: Malformed},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -444,6 +462,13 @@ func (d directory) Fetch(ctx context.Context, o kds.Object) ([]byte, error) {
 		return nil, errors.New("unplugged")
 	}
 	return b, nil
+}
+
+// unreachable is a Source that nobody answers.
+type unreachable struct{}
+
+func (unreachable) Fetch(context.Context, kds.Object) ([]byte, error) {
+	return nil, fmt.Errorf("dial: %w", ErrUnreachable)
 }
 
 func TestSource(t *testing.T) {
