@@ -51,6 +51,7 @@ var bans = []struct{ program, tree, reason string }{
 	{"cmd/init", "github.com/spf13/cobra", "init has no command line"},
 	{"cmd/init", "gvisor.dev/gvisor", "the network stack is the host's"},
 	{"cmd/init", "github.com/moby/moby/client", "the guest serves the API and calls none"},
+	{"cmd/kcradle", "github.com/google/go-sev-guest", "it is the second opinion of test/snp; package snp/verify decides"},
 }
 
 type rule struct {

@@ -106,6 +106,23 @@ func ParseLine(s string) (Line, error) {
 	return LineUnknown, fmt.Errorf("%q is no product line, want Milan, Genoa or Turin", s)
 }
 
+// MarshalText writes what ParseLine reads.
+func (l Line) MarshalText() ([]byte, error) {
+	if _, err := ParseLine(l.String()); err != nil {
+		return nil, err
+	}
+	return []byte(l.String()), nil
+}
+
+// UnmarshalText is ParseLine.
+func (l *Line) UnmarshalText(b []byte) error {
+	read, err := ParseLine(string(b))
+	if err == nil {
+		*l = read
+	}
+	return err
+}
+
 // Layout returns how the line packs a TCB version.
 func (l Line) Layout() Layout {
 	switch l {

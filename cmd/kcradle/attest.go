@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
 	"time"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/kcradle/kcradle/snp"
 	"github.com/kcradle/kcradle/snp/certs"
+	"github.com/kcradle/kcradle/snp/verify"
 )
 
 // Exit codes of the verbs about attestation. They are for scripts, which must never take one failure for another.
@@ -29,16 +29,15 @@ const (
 func attestationCode(err error) int {
 	var field *snp.FieldError
 	var status *certs.StatusError
-	var unreachable *url.Error
 	switch {
 	case errors.As(err, new(usageError)):
 		return exitUsage
 	case errors.As(err, &field):
 		return exitMalformed
-	case errors.Is(err, certs.ErrMissing), errors.As(err, &status) && status.RetryAfter == 0:
-		return exitMissing
-	case errors.As(err, &status), errors.As(err, &unreachable):
+	case errors.Is(err, verify.ErrUnreachable):
 		return exitNetwork
+	case errors.Is(err, certs.ErrMissing), errors.As(err, &status):
+		return exitMissing
 	}
 	return exitRefused
 }

@@ -96,17 +96,22 @@ func (s *simulation) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // attestCommands are what the scripts about attestation have beside kcradle:
 //
-//	firmware amdsev|generic FILE   writes a firmware image
+//	firmware amdsev|generic|small FILE   writes a firmware image
 //	bundle DIR                     writes what makes a directory a bundle
+//	launch CHIP REF POD FILE       writes evidence of a simulated chip, see there
 //	report CHIP FILE               writes a report of a simulated chip
 //	simulated CODE VERB ARG…       runs kcradle in this process, with the simulated roots and clock and the service at
 //	                               $KDS, and wants the exit code
 func attestCommands(kdsURL func() string) map[string]func(ts *testscript.TestScript, neg bool, args []string) {
 	return map[string]func(ts *testscript.TestScript, neg bool, args []string){
+		"launch": launch,
 		"firmware": func(ts *testscript.TestScript, _ bool, args []string) {
 			layout := ovmftest.AmdSev(1 << 20)
-			if args[0] == "generic" {
+			switch args[0] {
+			case "generic":
 				layout = ovmftest.OvmfX64(1 << 20)
+			case "small":
+				layout = ovmftest.AmdSev(64 << 10)
 			}
 			ts.Check(os.WriteFile(ts.MkAbs(args[1]), ovmftest.Image(layout), 0o644))
 		},

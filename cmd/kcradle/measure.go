@@ -60,6 +60,15 @@ The exit code is 0 with a digest, 2 when the command line or a file is at fault,
 			return runMeasure(a, o)
 		},
 	}
+	o.flags(cmd)
+	f := cmd.Flags()
+	f.BoolVar(&o.Explain, "explain", false, "show the digest after every step")
+	f.BoolVar(&o.JSON, "json", false, "as JSON, with every input (with --explain: and every step)")
+	return cmd
+}
+
+// flags are those of the parts of a machine.
+func (o *measureOptions) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&o.Firmware, "firmware", "", "the whole firmware `file` (QEMU's -bios)")
 	f.StringVar(&o.Kernel, "kernel", "", "the kernel `file`, a bzImage")
@@ -68,10 +77,7 @@ The exit code is 0 with a digest, 2 when the command line or a file is at fault,
 	f.IntVar(&o.VCPUs, "vcpus", 0, "the `number` of virtual CPUs")
 	f.StringVar(&o.CPU, "cpu", "", "QEMU's `model` of the virtual CPUs, such as EPYC-v4")
 	f.StringVar(&o.SEVFeatures, "sev-features", "0x1", "SEV_FEATURES of the virtual CPUs, a `number`")
-	f.BoolVar(&o.Explain, "explain", false, "show the digest after every step")
-	f.BoolVar(&o.JSON, "json", false, "as JSON, with every input (with --explain: and every step)")
 	_ = cmd.RegisterFlagCompletionFunc("cpu", cobra.FixedCompletions(cpuModels(), cobra.ShellCompDirectiveNoFileComp))
-	return cmd
 }
 
 // cpuModels are what completion offers.
@@ -133,12 +139,8 @@ func (o measureOptions) input(a *app) (in measure.Input, err error) {
 		return in, usageError{fmt.Errorf("invalid argument %q for \"--sev-features\" flag: want a number such as 0x1", o.SEVFeatures)}
 	}
 	in.VCPUs, in.CommandLine, in.NoKernelHashes = o.VCPUs, o.CommandLine, o.Kernel == ""
-	image, err := readInput(a, o.Firmware, ovmf.MaxSize)
-	if err != nil {
+	if in.Firmware, err = readFirmware(a, o.Firmware); err != nil {
 		return in, err
-	}
-	if in.Firmware, err = measure.ReadFirmware(image); err != nil {
-		return in, &exitError{code: exitMalformed, err: fmt.Errorf("%s: %w", o.Firmware, err)}
 	}
 	for _, part := range []struct {
 		name string
@@ -152,6 +154,18 @@ func (o measureOptions) input(a *app) (in measure.Input, err error) {
 		}
 	}
 	return in, nil
+}
+
+func readFirmware(a *app, name string) (measure.Firmware, error) {
+	image, err := readInput(a, name, ovmf.MaxSize)
+	if err != nil {
+		return measure.Firmware{}, err
+	}
+	f, err := measure.ReadFirmware(image)
+	if err != nil {
+		return measure.Firmware{}, &exitError{code: exitMalformed, err: fmt.Errorf("%s: %w", name, err)}
+	}
+	return f, nil
 }
 
 func hashFile(name string) (measure.FileHash, error) {

@@ -3,7 +3,7 @@
 //
 //	service := &certs.Client{HTTP: &http.Client{Timeout: 30 * time.Second}, Now: time.Now}
 //	cache, err := certs.Open(certs.Config{Dir: dir, Roots: verify.AMD(), Now: time.Now, Upstream: service})
-//	v, err := verify.New(verify.Config{Now: time.Now, Roots: verify.AMD(), Source: cache})
+//	v, err := verify.New(verify.Config{Now: time.Now, Roots: verify.AMD(), Source: cache, Policy: policy})
 //
 // Where something comes from does not matter: nothing enters the directory that does not lead to a pinned root, and nothing
 // is taken from it without looking again. So a machine that is to be verified may hand in certificates (Put), a directory

@@ -53,9 +53,15 @@ func (e *StatusError) Error() string {
 	return fmt.Sprintf("certs: %s: %s does not have it (HTTP status %d): check product line, chip and TCB version", e.Object, e.URL, e.Code)
 }
 
+// Is says that a service which is busy or out of order is verify.ErrUnreachable.
+func (e *StatusError) Is(target error) bool {
+	return target == verify.ErrUnreachable && e.RetryAfter > 0
+}
+
 // Fetch asks for an object and returns the body of the answer, at most o.MaxSize() bytes.
 //
-// An error is a *StatusError, a *RefusedError of what is too long, ctx's, or the network's.
+// An error is a *StatusError, a *RefusedError of what is too long, ctx's, or the network's, which wraps
+// verify.ErrUnreachable.
 func (c *Client) Fetch(ctx context.Context, o kds.Object) ([]byte, error) {
 	if err := o.Validate(); err != nil {
 		return nil, fmt.Errorf("certs: %w", err)
@@ -112,7 +118,7 @@ func (c *Client) ask(ctx context.Context, o kds.Object) ([]byte, error) {
 	}
 	resp, err := c.HTTP.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("certs: %s: %w", o, err) // it names the address
+		return nil, fmt.Errorf("certs: %s: %w: %w", o, verify.ErrUnreachable, err) // it names the address
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
@@ -124,7 +130,7 @@ func (c *Client) ask(ctx context.Context, o kds.Object) ([]byte, error) {
 	}
 	b, err := io.ReadAll(io.LimitReader(resp.Body, int64(o.MaxSize())+1))
 	if err != nil {
-		return nil, fmt.Errorf("certs: %s: read %s: %w", o, url, err)
+		return nil, fmt.Errorf("certs: %s: read %s: %w: %w", o, url, verify.ErrUnreachable, err)
 	}
 	if len(b) > o.MaxSize() {
 		return nil, &RefusedError{o, fmt.Errorf("%s sends more than %d bytes", url, o.MaxSize())}

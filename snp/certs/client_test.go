@@ -129,11 +129,16 @@ func TestClientBounds(t *testing.T) {
 	if b, err := client(t, endless).Fetch(t.Context(), o); b != nil || !errors.As(err, &refused) || !strings.Contains(err.Error(), "more than 1048576 bytes") {
 		t.Errorf("endless: got %d bytes, %v", len(b), err)
 	}
-	if b, err := client(t, short).Fetch(t.Context(), o); b != nil || err == nil || errors.As(err, &refused) {
+	if b, err := client(t, short).Fetch(t.Context(), o); b != nil || !errors.Is(err, verify.ErrUnreachable) {
 		t.Errorf("short: got %d bytes, %v", len(b), err)
 	}
+	for wait, want := range map[time.Duration]bool{0: false, time.Second: true} {
+		if err := error(&StatusError{RetryAfter: wait}); errors.Is(err, verify.ErrUnreachable) != want {
+			t.Errorf("told to wait %s: unreachable is not %t", wait, want)
+		}
+	}
 	var unreachable *url.Error
-	if b, err := client(t, silent).Fetch(t.Context(), o); b != nil || !errors.As(err, &unreachable) {
+	if b, err := client(t, silent).Fetch(t.Context(), o); b != nil || !errors.As(err, &unreachable) || !errors.Is(err, verify.ErrUnreachable) {
 		t.Errorf("silent: got %d bytes, %v", len(b), err)
 	}
 	gone := httptest.NewServer(http.NotFoundHandler())
@@ -181,17 +186,13 @@ func TestClientToVerdict(t *testing.T) {
 	chip := newChip(t, snp.LineTurin, snp.SignerVCEK, 1)
 	server := httptest.NewTLSServer(publish(t, chip).KDS)
 	defer server.Close()
-	report, err := chip.Attest([64]byte{}, 0)
+	report, err := chip.Attest([64]byte{1}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	cache := open(t, Config{Dir: t.TempDir(), Upstream: &Client{HTTP: server.Client(), Now: now, Service: server.URL}})
-	v, err := verify.New(verify.Config{Now: now, Roots: roots(t), Source: cache})
-	if err != nil {
-		t.Fatal(err)
-	}
 	for range 2 {
-		if err := v.Verify(t.Context(), verify.Evidence{Report: report}).Err(); err != nil {
+		if err := verified(t, roots(t), cache, verify.Evidence{Report: report}); err != nil {
 			t.Error(err)
 		}
 		server.Close()

@@ -1,6 +1,7 @@
 package idblock
 
 import (
+	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"errors"
@@ -32,6 +33,9 @@ func Anonymous(b Block) (Auth, error) {
 // recoverKey finds the key with which (r, s) signs a digest (SEC 1 version 2.0, section 4.1.6). R is a point with X = r;
 // the key is (s·R − digest·G) / r. There are two such points, R and −R, and so two keys: it takes the one with the
 // smaller X.
+//
+// The standard library multiplies points for ECDH: the base point, and of any other it tells the X of the result. That is
+// enough, since both points with that X are asked for.
 func recoverKey(digest []byte, r, s *big.Int) (*ecdsa.PublicKey, error) {
 	params := elliptic.P384().Params()
 	c := curve{p: params.P, b: params.B}
@@ -41,12 +45,32 @@ func recoverKey(digest []byte, r, s *big.Int) (*ecdsa.PublicKey, error) {
 	}
 	inverse := new(big.Int).ModInverse(r, params.N)
 	// The digest has as many bits as the order of the curve.
-	z := new(big.Int).SetBytes(digest)
-	minus := c.multiply(z.Neg(z).Mod(z, params.N), &affine{params.Gx, params.Gy})
-
+	minus := new(big.Int).SetBytes(digest)
+	minus.Mul(minus.Neg(minus), inverse).Mod(minus, params.N)
+	base, err := newScalar(minus)
+	if err != nil {
+		return nil, fmt.Errorf("no key signs this digest so: %w", err)
+	}
+	second := parsePoint(base.PublicKey().Bytes())
+	factor, err := newScalar(inverse.Mul(inverse, s).Mod(inverse, params.N))
+	if err != nil {
+		return nil, err
+	}
+	public, err := ecdh.P384().NewPublicKey(point.bytes())
+	if err != nil {
+		return nil, err
+	}
+	x, err := factor.ECDH(public)
+	if err != nil {
+		return nil, err
+	}
+	first, ok := c.lift(new(big.Int).SetBytes(x))
+	if !ok {
+		panic("idblock: internal error: the X of a point is of no point")
+	}
 	var best *affine
-	for _, candidate := range [...]*affine{point, c.negate(point)} {
-		q := c.multiply(inverse, c.add(c.multiply(s, candidate), minus))
+	for _, candidate := range [...]*affine{first, c.negate(first)} {
+		q := c.add(candidate, second)
 		if q != nil && (best == nil || q.x.Cmp(best.x) < 0) {
 			best = q
 		}
@@ -54,11 +78,12 @@ func recoverKey(digest []byte, r, s *big.Int) (*ecdsa.PublicKey, error) {
 	if best == nil {
 		return nil, errors.New("no key signs this digest so")
 	}
-	raw := make([]byte, 1+2*scalar)
-	raw[0] = 4 // uncompressed
-	best.x.FillBytes(raw[1 : 1+scalar])
-	best.y.FillBytes(raw[1+scalar:])
-	return ecdsa.ParseUncompressedPublicKey(elliptic.P384(), raw)
+	return ecdsa.ParseUncompressedPublicKey(elliptic.P384(), best.bytes())
+}
+
+// newScalar is k as the standard library multiplies by it, from 1 to below the order of the curve.
+func newScalar(k *big.Int) (*ecdh.PrivateKey, error) {
+	return ecdh.P384().NewPrivateKey(k.FillBytes(make([]byte, scalar)))
 }
 
 // curve is y² = x³ − 3x + b modulo p, with the textbook's formulas. Its time depends on its operands, all of which are
@@ -115,14 +140,16 @@ func (c curve) add(a, b *affine) *affine {
 	return &affine{x, y}
 }
 
-// multiply is k times a point, for k from 0.
-func (c curve) multiply(k *big.Int, a *affine) *affine {
-	var sum *affine
-	for i := k.BitLen() - 1; i >= 0; i-- {
-		sum = c.add(sum, sum)
-		if k.Bit(i) == 1 {
-			sum = c.add(sum, a)
-		}
-	}
-	return sum
+// bytes is the uncompressed form of SEC 1, section 2.3.3.
+func (a *affine) bytes() []byte {
+	out := make([]byte, 1+2*scalar)
+	out[0] = 4
+	a.x.FillBytes(out[1 : 1+scalar])
+	a.y.FillBytes(out[1+scalar:])
+	return out
+}
+
+// parsePoint reads what bytes writes.
+func parsePoint(b []byte) *affine {
+	return &affine{new(big.Int).SetBytes(b[1 : 1+scalar]), new(big.Int).SetBytes(b[1+scalar:])}
 }

@@ -225,41 +225,51 @@ func TestRefuses(t *testing.T) {
 	}
 }
 
-// The arithmetic against the standard library's: d·G is the public key of d.
+// The arithmetic against the standard library's: a·G + b·G is (a+b)·G.
 func TestCurve(t *testing.T) {
 	params := elliptic.P384().Params()
 	c := curve{p: params.P, b: params.B}
 	g := &affine{params.Gx, params.Gy}
+	times := func(k *big.Int) *affine {
+		t.Helper()
+		if k = new(big.Int).Mod(k, params.N); k.Sign() == 0 {
+			return nil
+		}
+		key, err := newScalar(k)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return parsePoint(key.PublicKey().Bytes())
+	}
 	for range 8 {
-		key, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+		a, err := rand.Int(rand.Reader, params.N)
 		if err != nil {
 			t.Fatal(err)
 		}
-		d, err := key.Bytes()
-		if err != nil {
-			t.Fatal(err)
+		for _, b := range []*big.Int{big.NewInt(0), big.NewInt(1), big.NewInt(7), a, new(big.Int).Neg(a), new(big.Int).Lsh(a, 3)} {
+			if got, want := c.add(times(a), times(b)), times(new(big.Int).Add(a, b)); !reflect.DeepEqual(got, want) {
+				t.Errorf("%v·G + %v·G: got %v, want %v", a, b, got, want)
+			}
 		}
-		want, err := key.PublicKey.Bytes()
-		if err != nil {
-			t.Fatal(err)
+		point := times(a)
+		lifted, ok := c.lift(point.x)
+		if !ok || lifted.y.Cmp(point.y) != 0 && c.negate(lifted).y.Cmp(point.y) != 0 {
+			t.Errorf("lifted %v: got %v", point.x, lifted)
 		}
-		got := c.multiply(new(big.Int).SetBytes(d), g)
-		if !bytes.Equal(got.x.FillBytes(make([]byte, 48)), want[1:49]) || !bytes.Equal(got.y.FillBytes(make([]byte, 48)), want[49:]) {
-			t.Errorf("got %v, want %x", got, want)
-		}
-		lifted, ok := c.lift(got.x)
-		if !ok || lifted.y.Cmp(got.y) != 0 && c.negate(lifted).y.Cmp(got.y) != 0 {
-			t.Errorf("lifted %v: got %v", got.x, lifted)
-		}
-		if sum := c.add(got, c.negate(got)); sum != nil {
-			t.Errorf("a point and its negative: got %v, want infinity", sum)
+		if !reflect.DeepEqual(parsePoint(point.bytes()), point) {
+			t.Errorf("got %x of %v", point.bytes(), point)
 		}
 	}
-	if got := c.multiply(params.N, g); got != nil {
-		t.Errorf("n·G: got %v, want infinity", got)
+	if got := times(big.NewInt(1)); !reflect.DeepEqual(got, g) {
+		t.Errorf("1·G: got %v", got)
 	}
-	if c.multiply(big.NewInt(0), g) != nil || c.negate(nil) != nil || c.add(nil, g) != g || c.add(g, nil) != g {
+	if c.negate(nil) != nil || c.add(nil, g) != g || c.add(g, nil) != g || c.add(nil, nil) != nil {
 		t.Error("infinity is not neutral")
+	}
+	for _, k := range []*big.Int{big.NewInt(0), params.N} {
+		if _, err := newScalar(k); err == nil {
+			t.Errorf("%v is a scalar", k)
+		}
 	}
 }
 

@@ -12,11 +12,12 @@ type Variation struct {
 }
 
 // Match looks for the one change to an input with which it has the digest of a report: another number of virtual CPUs,
-// another CPU model, other SEV features, another reading of the command line, no initrd, no kernel hashes. It explains a
-// mismatch to a person and decides nothing: the input that matches is not the one that was asked for.
+// another CPU model, other SEV features, another reading of the command line, no initrd, no kernel hashes, and what the
+// caller has at hand: another firmware, another pod's command line. It explains a mismatch to a person and decides nothing:
+// the input that matches is not the one that was asked for.
 //
-// Without such a change ok is false. Its errors are those of [Input.Validate].
-func (in Input) Match(want Digest) (v Variation, ok bool, err error) {
+// Without such a change ok is false. Its errors are those of [Input.Validate]; others that are not valid match nothing.
+func (in Input) Match(want Digest, others ...Variation) (v Variation, ok bool, err error) {
 	if err := in.Validate(); err != nil {
 		return Variation{}, false, err
 	}
@@ -33,7 +34,7 @@ func (in Input) Match(want Digest) (v Variation, ok bool, err error) {
 		}
 		contents = &other
 	}
-	for _, v := range in.variations() {
+	for _, v := range append(in.variations(), others...) {
 		if got, err := v.Input.Digest(); err == nil && got == want {
 			return v, true, nil
 		}

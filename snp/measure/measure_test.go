@@ -732,6 +732,23 @@ func TestMatch(t *testing.T) {
 			t.Errorf("%s: got %q, %v, %v, want no match", name, v.Change, ok, err)
 		}
 	}
+	// What the caller has at hand.
+	firmware, line := base, base
+	firmware.Firmware.Seed[0]++
+	line.CommandLine = "console=hvc0 cradle.pod=sha256:00"
+	others := []Variation{{"no input", Input{}}, {"the other firmware", firmware}, {"the other pod", line}}
+	for _, other := range others[1:] {
+		want, err := other.Input.Digest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v, ok, err := base.Match(want, others...); err != nil || !ok || v.Change != other.Change {
+			t.Errorf("got %q, %v, %v, want %q", v.Change, ok, err, other.Change)
+		}
+		if v, ok, err := base.Match(want); err != nil || ok {
+			t.Errorf("got %q, %v without it", v.Change, err)
+		}
+	}
 	// From features of an old host, and without hashes.
 	in := off(good(t))
 	want, err := in.Digest()

@@ -13,6 +13,8 @@ import (
 
 	"github.com/kcradle/kcradle/snp"
 	"github.com/kcradle/kcradle/snp/kds"
+	"github.com/kcradle/kcradle/snp/measure"
+	"github.com/kcradle/kcradle/snp/policy"
 	"github.com/kcradle/kcradle/snp/sim"
 	"github.com/kcradle/kcradle/snp/verify"
 )
@@ -32,6 +34,7 @@ func newChip(t testing.TB, l snp.Line, s snp.Signer) *sim.Chip {
 	if err != nil {
 		t.Fatal(err)
 	}
+	c.Report.Measurement = [48]byte{1}
 	return c
 }
 
@@ -46,21 +49,30 @@ func trusting(t testing.TB, c *sim.Chip) verify.Config {
 	if err := service.Publish(c); err != nil {
 		t.Fatal(err)
 	}
+	p := policy.Default()
+	p.AllowMilan = true
+	p.Signer = policy.AnySigner
 	return verify.Config{
-		Now:       func() time.Time { return clock },
-		Roots:     verify.Roots{Milan: root, Genoa: root, Turin: root},
-		Source:    service,
-		AllowVLEK: c.Authority.Signer == snp.SignerVLEK,
+		Now:    func() time.Time { return clock },
+		Roots:  verify.Roots{Milan: root, Genoa: root, Turin: root},
+		Source: service,
+		Policy: p,
 	}
 }
 
+// decide verifies a report that is expected to say what it says.
 func decide(t testing.TB, config verify.Config, e verify.Evidence) verify.Result {
 	t.Helper()
+	r, err := snp.Parse(e.Report)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.Policy.Measurements, config.Policy.VMPL = []measure.Digest{r.Measurement}, uint8(r.VMPL)
 	v, err := verify.New(config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return v.Verify(t.Context(), e)
+	return v.Verify(t.Context(), e, verify.Expectation{ReportData: &r.ReportData})
 }
 
 var (
@@ -94,10 +106,10 @@ func TestOnlyOnPurpose(t *testing.T) {
 				}
 
 				config.Roots = verify.AMD()
-				for _, mode := range []verify.CRLMode{verify.CRLRequire, verify.CRLSoft, verify.CRLOff} {
-					config.CRL = mode
+				for _, mode := range []policy.CRLMode{policy.CRLRequire, policy.CRLSoft, policy.CRLOff} {
+					config.Policy.CRL = mode
 					var stop *verify.Error
-					if err := decide(t, config, e).Err(); !errors.As(err, &stop) || stop.Check.ID != verify.CheckRoot {
+					if err := decide(t, config, e).Err(); !errors.As(err, &stop) || stop.Cause().ID != verify.CheckRoot {
 						t.Errorf("CRL %s: got %v, want AMD's roots to refuse it", mode, err)
 					}
 				}
@@ -113,13 +125,14 @@ func TestChips(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	other.Report.Measurement = c.Report.Measurement
 	if c.Report.ChipID == other.Report.ChipID {
 		t.Error("two chips of one id")
 	}
 	if same, err := c.Authority.NewChip(1); err != nil || same.Report.ChipID != c.Report.ChipID {
 		t.Errorf("chip 1 is not chip 1: %v", err)
 	}
-	report, err := other.Attest([64]byte{}, 0)
+	report, err := other.Attest([64]byte{1}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -131,7 +144,7 @@ func TestChips(t *testing.T) {
 	tcb := c.Report.ReportedTCB
 	tcb.SNP++
 	c.SetTCB(tcb)
-	if report, err = c.Attest([64]byte{}, 0); err != nil {
+	if report, err = c.Attest([64]byte{1}, 0); err != nil {
 		t.Fatal(err)
 	}
 	if r := decide(t, config, verify.Evidence{Report: report}); r.Passed() {

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/kcradle/kcradle/snp"
+	"github.com/kcradle/kcradle/snp/measure"
+	"github.com/kcradle/kcradle/snp/policy"
 	"github.com/kcradle/kcradle/snp/sim"
 )
 
@@ -40,6 +42,33 @@ type authority struct {
 	*sim.Chip
 }
 
+// What the reports of the tests say unless they say something else.
+var (
+	expectedData   = [64]byte{1}
+	expectedDigest = [48]byte{2}
+)
+
+// lax is a policy that accepts what the hardware of a test says, so that only its signature matters.
+func lax() policy.Policy {
+	p := policy.Default()
+	p.AllowMilan = true
+	p.ReportVersion.Min = 2
+	p.Platform.AliasCheck = policy.Any
+	p.CRL = policy.CRLRequire
+	p.Measurements = []measure.Digest{expectedDigest}
+	return p
+}
+
+// config trusts the authority, and accepts the kind of key that it is for.
+func (a *authority) config(t testing.TB) Config {
+	t.Helper()
+	c := Config{Now: now, Roots: a.roots(t), Policy: lax()}
+	if a.Signer == snp.SignerVLEK {
+		c.Policy.Signer = policy.VLEK
+	}
+	return c
+}
+
 // newAuthority returns the authority of a line whose one chip and one report fit together.
 func newAuthority(t testing.TB, line snp.Line, s snp.Signer) *authority {
 	t.Helper()
@@ -49,6 +78,7 @@ func newAuthority(t testing.TB, line snp.Line, s snp.Signer) *authority {
 	if err != nil {
 		t.Fatal(err)
 	}
+	chip.Report.ReportData, chip.Report.Measurement = expectedData, expectedDigest
 	return &authority{a, chip}
 }
 

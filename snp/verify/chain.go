@@ -14,6 +14,7 @@ import (
 
 	"github.com/kcradle/kcradle/snp"
 	"github.com/kcradle/kcradle/snp/kds"
+	"github.com/kcradle/kcradle/snp/policy"
 )
 
 // Fingerprint is the SHA-256 of a public key in DER (SubjectPublicKeyInfo). It outlives the certificate around the key.
@@ -165,63 +166,52 @@ func (c *chain) checkValidity(v *VEK, now time.Time) error {
 	return nil
 }
 
-// CRLMode says what becomes of a revocation list that is missing or outdated. One that can be read is always used: a
-// revoked certificate and a list of the wrong signer fail in every mode but CRLOff.
-type CRLMode uint8
-
-// The modes.
-const (
-	CRLRequire CRLMode = iota // without a current list nothing passes
-	CRLSoft                   // without a current list the check is a warning
-	CRLOff                    // no list is looked at
-)
-
-// String returns the mode as ParseCRLMode reads it.
-func (m CRLMode) String() string {
-	switch m {
-	case CRLRequire:
-		return "require"
-	case CRLSoft:
-		return "soft"
-	case CRLOff:
-		return "off"
-	}
-	return fmt.Sprintf("unknown mode %d", uint8(m))
-}
-
-// ParseCRLMode reads require, soft or off.
-func ParseCRLMode(s string) (CRLMode, error) {
-	for m := CRLRequire; m <= CRLOff; m++ {
-		if s == m.String() {
-			return m, nil
-		}
-	}
-	return CRLRequire, fmt.Errorf("%q is no CRL mode, want require, soft or off", s)
-}
-
 // checkCRL looks for the ASK and the ARK in the root's revocation list. VEKs are not in it: their serial number is 0.
+//
+// The source is asked first: who hands in evidence may hand in a list of before the revocation with it, which is good until
+// it expires. A list of either that revokes something, or is none, ends the matter.
 func (s *session) checkCRL(ctx context.Context) Check {
-	if s.Config.CRL == CRLOff {
-		return Check{Status: Skipped, Message: "revocation is not checked by configuration"}
+	if s.Policy.CRL == policy.CRLOff {
+		return Check{Status: Open, Message: "the policy wants no revocation list"}
 	}
-	der := s.Evidence.CRL
-	if len(der) == 0 {
-		var err error
-		if der, err = s.fetch(ctx, kds.CRL(s.vek.Line, s.vek.Signer)); err != nil {
-			return s.tolerate(Check{Status: Missing, Message: err.Error()})
+	var c Check
+	if s.Source != nil || len(s.Evidence.CRL) == 0 {
+		der, err := s.fetch(ctx, kds.CRL(s.vek.Line, s.vek.Signer))
+		hard := false
+		if err != nil {
+			c = missing(err)
+		} else if c, hard = s.checkOneCRL(der); hard {
+			return c
 		}
 	}
+	if len(s.Evidence.CRL) > 0 {
+		given, hard := s.checkOneCRL(s.Evidence.CRL)
+		if hard || c.Status != Pass {
+			c = given
+		}
+		if hard {
+			return c
+		}
+	}
+	if c.Status != Pass && s.Policy.CRL == policy.CRLSoft {
+		c.Status = Warn
+	}
+	return c
+}
+
+// checkOneCRL looks at one list. Whether there is a current one is a matter of the policy; what is hard is not.
+func (s *session) checkOneCRL(der []byte) (c Check, hard bool) {
 	list, err := parseList(der)
 	if err != nil {
-		return Check{Status: Malformed, Message: "revocation list: " + err.Error()}
+		return Check{Status: Malformed, Message: "revocation list: " + err.Error()}, true
 	}
 	if err = s.chain.checkList(list); err == nil {
 		err = s.chain.checkRevoked(list)
 	}
 	if err != nil {
-		return Check{Status: Fail, Message: "revocation list: " + err.Error()}
+		return Check{Status: Fail, Message: "revocation list: " + err.Error()}, true
 	}
-	c := Check{Status: Pass, Actual: fmt.Sprintf("list of %s", list.ThisUpdate.UTC().Format(time.RFC3339))}
+	c = Check{Status: Pass, Actual: fmt.Sprintf("list of %s", list.ThisUpdate.UTC().Format(time.RFC3339))}
 	switch {
 	case s.now.Before(list.ThisUpdate):
 		c.Status, c.Message = Fail, fmt.Sprintf("the revocation list is not valid before %s", list.ThisUpdate.Format(time.RFC3339))
@@ -230,15 +220,7 @@ func (s *session) checkCRL(ctx context.Context) Check {
 	case s.now.After(list.NextUpdate):
 		c.Status, c.Message = Fail, fmt.Sprintf("the revocation list has expired on %s", list.NextUpdate.Format(time.RFC3339))
 	}
-	return s.tolerate(c)
-}
-
-// tolerate makes a warning of what is wrong where the mode is soft.
-func (s *session) tolerate(c Check) Check {
-	if c.Status != Pass && s.Config.CRL == CRLSoft {
-		c.Status = Warn
-	}
-	return c
+	return c, false
 }
 
 // parseList reads a revocation list and nothing behind it.
