@@ -42,6 +42,7 @@ const fill = headerSize + maxChunk + 1
 const maxHellos = 1024
 
 var (
+	errHellos  = fmt.Errorf("the guest said hello %d times without beginning a session", maxHellos)
 	errSkip    = fmt.Errorf("no session start within %d bytes", maxSkip)
 	errVersion = errors.New("the guest's init and this kcradle speak different versions of the control channel: summon the bundle again")
 )
@@ -104,8 +105,8 @@ func nextMessage(r *bufio.Reader, skipped *int) (message, error) {
 // meetHost is the guest's side of the session start.
 func meetHost(r *bufio.Reader, w io.Writer, transport byte) error {
 	skipped := 0
+	nonce := newNonce()
 	for {
-		nonce := newNonce()
 		if _, err := w.Write(message{version, kindHello, transport, nonce}.encode()); err != nil {
 			return fmt.Errorf("say hello: %w", err)
 		}
@@ -116,6 +117,9 @@ func meetHost(r *bufio.Reader, w io.Writer, transport byte) error {
 			}
 			switch {
 			case m.kind == kindBreak:
+				if nonce = m.nonce; nonce == 0 {
+					nonce = newNonce()
+				}
 				again = true
 			case m.kind == kindKnock && m.nonce == nonce:
 				if _, err := w.Write(message{version, kindAck, transport, nonce}.encode()); err != nil {
@@ -127,16 +131,39 @@ func meetHost(r *bufio.Reader, w io.Writer, transport byte) error {
 	}
 }
 
-// sayBreak makes a guest begin anew, which it does with a hello.
-func sayBreak(w io.Writer, guest GuestState) error {
+// sayBreak makes a guest begin anew, which it does with a hello of that nonce; 0: of one that it chooses.
+func sayBreak(w io.Writer, guest GuestState, nonce uint64) error {
 	var b []byte
 	if guest == Unknown {
 		b = bytes.Repeat(magic[:1], fill)
 	}
-	if _, err := w.Write(append(b, message{version: version, kind: kindBreak}.encode()...)); err != nil {
+	if _, err := w.Write(append(b, message{version: version, kind: kindBreak, nonce: nonce}.encode()...)); err != nil {
 		return fmt.Errorf("announce a new session: %w", err)
 	}
 	return nil
+}
+
+// awaitHello makes the guest say hello and wait for the answer, and returns the hello's nonce. A guest may not have seen
+// yet that the session before is over, and so lose the break and say hello of its own accord, or say it twice: only the
+// hello of the nonce asked for is the one that it stays with, however often it says that.
+func awaitHello(rw io.ReadWriter) (nonce uint64, err error) {
+	nonce = newNonce()
+	r, skipped, guest := bufio.NewReader(rw), 0, Unknown
+	for range maxHellos {
+		if err := sayBreak(rw, guest, nonce); err != nil {
+			return 0, err
+		}
+		guest = Waiting
+		for m := (message{}); m.kind != kindHello; {
+			if m, err = nextMessage(r, &skipped); err != nil {
+				return 0, err
+			}
+			if m.kind == kindHello && m.nonce == nonce {
+				return nonce, nil
+			}
+		}
+	}
+	return 0, errHellos
 }
 
 // meetGuest is the host's side of the session start. It returns the transport that the guest announced.
@@ -154,13 +181,13 @@ func meetGuest(r *bufio.Reader, w io.Writer, guest GuestState, nonce uint64) (tr
 	case nonce != 0:
 		err = knock(nonce)
 	default:
-		err = sayBreak(w, guest)
+		err = sayBreak(w, guest, 0)
 	}
 	if err != nil {
 		return 0, err
 	}
 	skipped := 0
-	for len(known) < maxHellos {
+	for hellos := 0; hellos < maxHellos; {
 		m, err := nextMessage(r, &skipped)
 		if err != nil {
 			return 0, fmt.Errorf("wait for the guest: %w", err)
@@ -169,6 +196,9 @@ func meetGuest(r *bufio.Reader, w io.Writer, guest GuestState, nonce uint64) (tr
 		case m.kind == kindHello && m.version != version:
 			return 0, errVersion
 		case m.kind == kindHello:
+			if hellos++; known[m.nonce] {
+				break
+			}
 			if err := knock(m.nonce); err != nil {
 				return 0, err
 			}
@@ -179,7 +209,7 @@ func meetGuest(r *bufio.Reader, w io.Writer, guest GuestState, nonce uint64) (tr
 			return m.transport, nil
 		}
 	}
-	return 0, fmt.Errorf("the guest said hello %d times without beginning a session", maxHellos)
+	return 0, errHellos
 }
 
 func newNonce() uint64 {

@@ -255,25 +255,15 @@ func (h *Host) Rest(ctx context.Context) error {
 	}
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(past) })
 	defer stop()
-	// A guest may not have seen the connection go.
-	err = sayBreak(c, Unknown)
-	r, skipped := bufio.NewReader(c), 0
-	for {
-		var m message
-		if err == nil {
-			m, err = nextMessage(r, &skipped)
-		}
-		if err != nil {
-			_ = c.Close()
-			return fmt.Errorf("wait for the guest to say hello again: %w", err)
-		}
-		if m.kind == kindHello {
-			h.mu.Lock()
-			defer h.mu.Unlock()
-			h.resting, h.hello = c, m.nonce
-			return nil
-		}
+	hello, err := awaitHello(c)
+	if err != nil {
+		_ = c.Close()
+		return fmt.Errorf("wait for the guest to say hello again: %w", err)
 	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.resting, h.hello = c, hello
+	return nil
 }
 
 // Resting is the connection that Rest has made, which belongs to the host, and the nonce of the hello that came over it.
