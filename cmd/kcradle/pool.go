@@ -155,7 +155,7 @@ func poolConfig(c vmm.Config) vmm.Config {
 
 // rehearsals is how often a machine of the pool rehearses. Emulated, the first takes half a second, the second a quarter of
 // that, the eighth half of the second: each comes past code that was not translated before.
-const rehearsals = 8
+const rehearsals = 4
 
 // prepare rehearses a machine with a network as a pod's would be.
 func prepare(ctx context.Context, a *app, m *vmm.Machine, r pool.Request) error {
@@ -163,7 +163,6 @@ func prepare(ctx context.Context, a *app, m *vmm.Machine, r pool.Request) error 
 		if err := rehearse(ctx, m, filepath.Join(a.Root, "cache"), rehearsalNetwork(r.Config.Wire)); err != nil {
 			return err
 		}
-		m.Disconnect() // the next host begins a new session, too
 	}
 	return nil
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,8 +21,8 @@ import (
 )
 
 // rehearse lets a machine whose drives are blank run a pod of one small program from its start to its end, with a layer and
-// a writable disk of its own. Afterwards its drives are blank again, and the guest waits for a pod. What a first start
-// has to find, to allocate and, emulated, to translate, the next one has.
+// a writable disk of its own, and then start it once more on that disk. Afterwards its drives are blank again, and the
+// guest waits for a pod. What a first start has to find, to allocate and, emulated, to translate, the next one has.
 func rehearse(ctx context.Context, m *vmm.Machine, cache string, wire spec.Network) error {
 	layer, err := rehearsalLayer()
 	if err != nil {
@@ -51,10 +50,13 @@ func rehearse(ctx context.Context, m *vmm.Machine, cache string, wire spec.Netwo
 			return err
 		}
 	}
-	if err := rehearsal(ctx, m, spec.Placement{
-		Layers: []spec.Extent{{DiffID: rehearsalDiffID, Length: size}}, Network: wire, Rehearsal: true,
-	}); err != nil {
-		return fmt.Errorf("rehearse: %w", err)
+	for range 2 {
+		if err := rehearsal(ctx, m, spec.Placement{
+			Layers: []spec.Extent{{DiffID: rehearsalDiffID, Length: size}}, Network: wire, Rehearsal: true,
+		}); err != nil {
+			return fmt.Errorf("rehearse: %w", err)
+		}
+		m.Disconnect() // the next host begins a new session, too
 	}
 	for _, d := range drives {
 		if err := m.Attach(ctx, vmm.Drive{Serial: d.Serial, ReadOnly: d.ReadOnly, Blank: true}); err != nil {
@@ -78,17 +80,13 @@ func rehearsalNetwork(w *vmm.Wire) spec.Network {
 // memoryPath is a name of a file that has none.
 func memoryPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 
-const (
-	rehearsalProgram = "rehearsal"
-	rehearsalWord    = "ready\n"
-)
-
 var rehearsalDiffID = spec.PodDigest([]byte(rehearsalProgram)) // any digest will do
 
 // rehearsal launches the pod and reads what the guest says until it ends the stream.
 func rehearsal(ctx context.Context, m *vmm.Machine, p spec.Placement) error {
 	pod := spec.Pod{Version: spec.PodVersion, Name: rehearsalProgram, Containers: []spec.Container{{
 		ID: spec.PodDigest(nil)[len("sha256:"):], Name: rehearsalProgram, Cmd: []string{"/" + rehearsalProgram},
+		Env:   []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
 		Image: spec.Image{ConfigID: rehearsalDiffID, Layers: []string{rehearsalDiffID}},
 	}}}
 	doc, err := pod.Encode()
@@ -171,8 +169,8 @@ func writeRehearsalLayer(f *os.File) error {
 	}
 	defer w.Close()
 	for name, program := range map[string][]byte{
-		rehearsalProgram:     executable(0x400000, nil, "/"+rehearsalInterpreter),
-		rehearsalInterpreter: executable(0x10000000, rehearsalCode, ""),
+		rehearsalProgram:     executable(programBase, nil, interpreterPath),
+		rehearsalInterpreter: executable(interpreterBase, rehearsalCode(), rehearsalStrings),
 	} {
 		c, err := w.Content(bytes.NewReader(program), int64(len(program)))
 		if err != nil {
@@ -186,99 +184,4 @@ func writeRehearsalLayer(f *os.File) error {
 	}
 	_, err = w.Finish([16]byte{})
 	return err
-}
-
-const rehearsalInterpreter = "interpreter"
-
-// rehearsalCode does what a C library does before main, and then says the word. at is where its strings are.
-func rehearsalCode(at uint32) []byte {
-	const self, word = "/" + rehearsalProgram + "\x00", rehearsalWord
-	var a assembler
-	const cwd = 0xffffff9c // AT_FDCWD
-	a.call(unix.SYS_BRK)
-	a.call(unix.SYS_ARCH_PRCTL, 0x1002, at) // ARCH_SET_FS
-	a.call(unix.SYS_MMAP, 0, 0x2000, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS, 0xffffffff)
-	a.touch(true)
-	a.call(unix.SYS_ACCESS, at, unix.R_OK)
-	a.call(unix.SYS_OPENAT, cwd, at, unix.O_RDONLY|unix.O_CLOEXEC) // descriptor 3: the first that is free
-	a.call(unix.SYS_FSTAT, 3, at+0x800)
-	a.call(unix.SYS_MMAP, 0, 0x1000, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE, 3)
-	a.touch(false)
-	a.touch(true)
-	a.call(unix.SYS_CLOSE, 3)
-	a.call(unix.SYS_SET_TID_ADDRESS, at+0x800)
-	a.call(unix.SYS_SET_ROBUST_LIST, at+0x800, 24)
-	a.call(unix.SYS_MPROTECT, at&^0xfff, 0x1000, unix.PROT_READ|unix.PROT_WRITE|unix.PROT_EXEC)
-	a.call(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_STACK, 0, at+0x800)
-	a.call(unix.SYS_GETRANDOM, at+0x800, 8, 0)
-	a.call(unix.SYS_BRK)
-	a.call(unix.SYS_GETUID)
-	a.call(unix.SYS_WRITE, 1, at+uint32(len(self)), uint32(len(word)))
-	a.call(unix.SYS_EXIT_GROUP, 0)
-	return append([]byte(self+word), a...)
-}
-
-// assembler writes code for x86-64.
-type assembler []byte
-
-// call is a system call with arguments of 32 bits; those that are not given are zero.
-func (a *assembler) call(number uint32, args ...uint32) {
-	le := binary.LittleEndian
-	for i, load := range [][]byte{{0xbf}, {0xbe}, {0xba}, {0x41, 0xba}, {0x41, 0xb8}, {0x41, 0xb9}} { // mov edi, esi, edx, r10d, r8d, r9d
-		v := uint32(0)
-		if i < len(args) {
-			v = args[i]
-		}
-		*a = le.AppendUint32(append(*a, load...), v)
-	}
-	*a = append(le.AppendUint32(append(*a, 0xb8), number), 0x0f, 0x05) // mov eax; syscall
-}
-
-// touch reads or writes where the last call's result points to.
-func (a *assembler) touch(write bool) {
-	if write {
-		*a = append(*a, 0x48, 0x89, 0x08) // mov [rax], rcx
-		return
-	}
-	*a = append(*a, 0x48, 0x8b, 0x08) // mov rcx, [rax]
-}
-
-// executable is a program for x86-64 at a fixed address. It has either code, which is told where its strings will be and returns them
-// before its instructions, or an interpreter.
-func executable(base uint64, code func(strings uint32) []byte, interpreter string) []byte {
-	const header, entry = 64, 56
-	le := binary.LittleEndian
-	segments := 1
-	if interpreter != "" {
-		segments = 2
-	}
-	start := uint64(header + segments*entry)
-	body := []byte(interpreter + "\x00")
-	at := base + start
-	if code != nil {
-		body = code(uint32(at))
-		at += uint64(len("/" + rehearsalProgram + "\x00" + rehearsalWord)) // behind the strings
-	}
-	size := start + uint64(len(body))
-	b := []byte{0x7f, 'E', 'L', 'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0}
-	b = le.AppendUint16(le.AppendUint16(b, 2), 62) // executable, x86-64
-	b = le.AppendUint32(b, 1)
-	for _, v := range []uint64{at, header, 0} { // entry, program headers, sections
-		b = le.AppendUint64(b, v)
-	}
-	b = le.AppendUint32(b, 0)
-	for _, v := range []uint16{header, entry, uint16(segments), 64, 0, 0} {
-		b = le.AppendUint16(b, v)
-	}
-	segment := func(kind, flags uint32, offset, size, room, align uint64) {
-		b = le.AppendUint32(le.AppendUint32(b, kind), flags)
-		for _, v := range []uint64{offset, base + offset, base + offset, size, room, align} {
-			b = le.AppendUint64(b, v)
-		}
-	}
-	if interpreter != "" {
-		segment(3, 4, start, uint64(len(body)), uint64(len(body)), 1) // PT_INTERP
-	}
-	segment(1, 7, 0, size, 0x4000, 0x1000) // PT_LOAD, with room to write
-	return append(b, body...)
 }

@@ -12,7 +12,7 @@ func TestRehearsalProgram(t *testing.T) {
 	machineNeeds(t)
 	dir := t.TempDir()
 	for name, b := range map[string][]byte{
-		rehearsalProgram: executable(0x400000, nil, "/"+rehearsalInterpreter), rehearsalInterpreter: executable(0x10000000, rehearsalCode, ""),
+		rehearsalProgram: executable(programBase, nil, interpreterPath), rehearsalInterpreter: executable(interpreterBase, rehearsalCode(), rehearsalStrings),
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), b, 0o755); err != nil {
 			t.Fatal(err)
