@@ -28,6 +28,10 @@ const minDiskSize = 16 << 20
 const ext4Features = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file," +
 	"huge_file,dir_nlink,extra_isize,metadata_csum"
 
+// ext4Flex is how many block groups keep their bitmaps and inodes together. Whoever writes to one group first reads the bitmaps of
+// all that are together with it: with mkfs's 16 that is a tenth of what a start takes.
+const ext4Flex = "1"
+
 // blank returns an empty ext4 image of that size from the cache directory, making it at first use. The cache is shared
 // by processes: a file there is whole or absent.
 func blank(ctx context.Context, cache string, size int64) (string, error) {
@@ -35,7 +39,7 @@ func blank(ctx context.Context, cache string, size int64) (string, error) {
 		return "", fmt.Errorf("disk size %d: want at least %d MiB", size, minDiskSize>>20)
 	}
 	size = (size + 4095) &^ 4095
-	path := filepath.Join(cache, "ext4-v2-"+strconv.FormatInt(size, 10))
+	path := filepath.Join(cache, "ext4-v3-"+strconv.FormatInt(size, 10))
 	if _, err := os.Stat(path); err == nil {
 		return path, nil
 	}
@@ -61,7 +65,7 @@ func blank(ctx context.Context, cache string, size int64) (string, error) {
 	// No reserved blocks: there is no root to save from users. The journal is not written out: a new file reads as
 	// zeroes. The inode tables are not either, and mkfs marks them as zeroed because the file's hole was punched.
 	// Features are named one by one, so that every host makes the same disk whatever its mke2fs.conf says.
-	cmd := exec.CommandContext(ctx, mkfs, "-q", "-F", "-t", "ext4", "-m", "0", "-b", "4096", "-I", "256", "-i", "16384",
+	cmd := exec.CommandContext(ctx, mkfs, "-q", "-F", "-t", "ext4", "-m", "0", "-b", "4096", "-I", "256", "-i", "16384", "-G", ext4Flex,
 		"-O", ext4Features, "-E", "lazy_journal_init=1,root_owner=0:0", f.Name())
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "MKE2FS_CONFIG=/dev/null"}
 	if out, err := cmd.CombinedOutput(); err != nil {

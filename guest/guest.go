@@ -148,11 +148,17 @@ func Run(ctx context.Context, cfg Config) error {
 			return err
 		}
 	}
+	// No time for the collector before the pod runs, unless it is about memory.
+	percent := debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(launchMemory)
+	g.calm = func() {
+		if g.place != nil && g.place.Rehearsal {
+			return // what the rehearsal had stays with us, for the pod
+		}
+		debug.SetGCPercent(percent)
+		debug.SetMemoryLimit(math.MaxInt64)
+	}
 	for {
-		// No time for the collector before the pod runs, unless it is about memory.
-		percent := debug.SetGCPercent(-1)
-		debug.SetMemoryLimit(launchMemory)
-		g.calm = func() { debug.SetGCPercent(percent); debug.SetMemoryLimit(math.MaxInt64) }
 		rehearsed, err := g.live(ctx)
 		if !rehearsed || err != nil {
 			return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -25,6 +26,9 @@ import (
 const runDir = "/run/kcradle"
 
 const cgroupRoot = "/sys/fs/cgroup"
+
+// keptCgroup is one that stays after a rehearsal, empty.
+const keptCgroup = cgroupRoot + "/kept"
 
 // machine is the real one.
 type machine struct {
@@ -231,6 +235,10 @@ func (m *machine) Clear() error {
 		errs = append(errs, disk.Remove(name))
 	}
 	m.mounted, m.others, m.cut = nil, nil, nil
+	// The kernel rewrites its own code when the first of its cgroups comes, and when the last one goes.
+	if err := os.Mkdir(keptCgroup, 0o755); !errors.Is(err, fs.ErrExist) {
+		errs = append(errs, err)
+	}
 	// Nothing is mounted below any more, or the removal fails and harms nothing: layers are read-only.
 	errs = append(errs, os.RemoveAll(runDir), network.Down())
 	return errors.Join(errs...)

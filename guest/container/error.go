@@ -62,7 +62,7 @@ func failure(steps []Step, out outcome, name string) error {
 	}
 	return &StartError{
 		Code: 125,
-		Msg:  fmt.Sprintf("unable to start container process: %s: %v", s.Text, errno),
+		Msg:  fmt.Sprintf("unable to start container process: %s: %v", s.Text(), errno),
 		Err:  errno,
 	}
 }

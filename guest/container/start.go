@@ -172,7 +172,7 @@ func start(r *reap.Reaper, t *Table, p *Process, cgroup int) (*Running, error) {
 				if t.thread.holdsFD(i) {
 					unix.Close(int(regs[regTmp]))
 				}
-				res.err = &StartError{Code: 125, Msg: fmt.Sprintf("unable to start container process: %s: %v", s.Text, errno), Err: errno}
+				res.err = &StartError{Code: 125, Msg: fmt.Sprintf("unable to start container process: %s: %v", s.Text(), errno), Err: errno}
 				return
 			}
 			// On the heap: the child writes it while it shares our memory.

@@ -32,7 +32,8 @@ func (r reg) String() string {
 
 // Step is one system call of a container's start.
 type Step struct {
-	Text string // what it does, for people and for golden files
+	text   string        // what it does, for people and for golden files
+	textOf func() string // the same, put together when somebody asks
 
 	nr     uintptr
 	args   [6]uintptr
@@ -41,6 +42,18 @@ type Step struct {
 	ignore [3]syscall.Errno
 	kind   stepKind
 	path   string // of an exec or chdir
+}
+
+// Text is what the step does, for people.
+func (s *Step) Text() string {
+	text := s.text
+	if s.textOf != nil {
+		text = s.textOf()
+	}
+	if s.save != 0 {
+		text = reg(s.save-1).String() + " = " + text
+	}
+	return text
 }
 
 type stepKind uint8
@@ -63,7 +76,15 @@ type table struct {
 // add appends a step. Arguments are integers, strings (passed as a pointer to a NUL-terminated copy), byte slices
 // (as a pointer) and registers. At most six.
 func (t *table) add(text string, nr uintptr, args ...any) *Step {
-	s := Step{Text: text, nr: nr}
+	return t.step(Step{text: text, nr: nr}, args)
+}
+
+// addf is add with a text that takes work to make: starts are many, and few have to be told about.
+func (t *table) addf(text func() string, nr uintptr, args ...any) *Step {
+	return t.step(Step{textOf: text, nr: nr}, args)
+}
+
+func (t *table) step(s Step, args []any) *Step {
 	for i, a := range args {
 		switch v := a.(type) {
 		case int:
@@ -77,7 +98,7 @@ func (t *table) add(text string, nr uintptr, args ...any) *Step {
 		case string:
 			b, err := syscall.ByteSliceFromString(v)
 			if err != nil && t.err == nil {
-				t.err = fmt.Errorf("%s: NUL byte in %q", text, v)
+				t.err = fmt.Errorf("%s: NUL byte in %q", s.Text(), v)
 			}
 			s.args[i] = t.pointer(b)
 		case []byte:
@@ -109,7 +130,6 @@ func (s *Step) may(errs ...syscall.Errno) *Step {
 
 func (s *Step) to(r reg) *Step {
 	s.save = int8(r) + 1
-	s.Text = r.String() + " = " + s.Text
 	return s
 }
 
@@ -132,11 +152,13 @@ func (t *table) holdsFD(i int) bool {
 func atFD(fd int) uintptr { return uintptr(fd) } // AT_FDCWD is negative
 
 func (t *table) mount(source, target, fstype string, flags uintptr, data string) *Step {
-	text := "mount " + source + " on " + target
-	if fstype != "" {
-		text += " type " + fstype
+	text := func() string {
+		text := "mount " + source + " on " + target
+		if fstype != "" {
+			text += " type " + fstype
+		}
+		return text + mountText(flags, data)
 	}
-	text += mountText(flags, data)
 	var d any
 	if data != "" {
 		d = data
@@ -145,7 +167,7 @@ func (t *table) mount(source, target, fstype string, flags uintptr, data string)
 	if fstype != "" {
 		f = fstype
 	}
-	return t.add(text, unix.SYS_MOUNT, source, target, f, flags, d)
+	return t.addf(text, unix.SYS_MOUNT, source, target, f, flags, d)
 }
 
 func (t *table) bind(source, target string) *Step {
@@ -158,7 +180,7 @@ func (t *table) remountBind(target string, flags uintptr) *Step {
 }
 
 func (t *table) mkdir(path string, mode int) *Step {
-	return t.add(fmt.Sprintf("mkdir %s %#o", path, mode), unix.SYS_MKDIRAT, atFD(unix.AT_FDCWD), path, mode).
+	return t.addf(func() string { return fmt.Sprintf("mkdir %s %#o", path, mode) }, unix.SYS_MKDIRAT, atFD(unix.AT_FDCWD), path, mode).
 		may(syscall.EEXIST, syscall.EROFS)
 }
 
@@ -179,24 +201,20 @@ func (t *table) mkfile(path string) {
 	if i := strings.LastIndexByte(path, '/'); i > 0 {
 		t.mkdirAll(path[:i], 0o755)
 	}
-	t.add("mkfile "+path, unix.SYS_MKNODAT, atFD(unix.AT_FDCWD), path, unix.S_IFREG|0o755, 0).
+	t.addf(func() string { return "mkfile " + path }, unix.SYS_MKNODAT, atFD(unix.AT_FDCWD), path, unix.S_IFREG|0o755, 0).
 		may(syscall.EEXIST, syscall.EROFS)
 }
 
 func (t *table) symlink(target, path string) *Step {
-	return t.add("symlink "+path+" to "+target, unix.SYS_SYMLINKAT, target, atFD(unix.AT_FDCWD), path).
+	return t.addf(func() string { return "symlink " + path + " to " + target }, unix.SYS_SYMLINKAT, target, atFD(unix.AT_FDCWD), path).
 		may(syscall.EEXIST, syscall.EROFS)
 }
 
 func (t *table) write(path, value string) *Step {
-	t.add("open "+path, unix.SYS_OPENAT, atFD(unix.AT_FDCWD), path, unix.O_WRONLY|unix.O_CLOEXEC, 0).to(regTmp)
-	s := t.add(fmt.Sprintf("write %q to %s", value, path), unix.SYS_WRITE, reg(regTmp), value, len(value))
+	t.addf(func() string { return "open " + path }, unix.SYS_OPENAT, atFD(unix.AT_FDCWD), path, unix.O_WRONLY|unix.O_CLOEXEC, 0).to(regTmp)
+	s := t.addf(func() string { return fmt.Sprintf("write %q to %s", value, path) }, unix.SYS_WRITE, reg(regTmp), value, len(value))
 	t.add("close fd", unix.SYS_CLOSE, reg(regTmp))
 	return s
-}
-
-func (t *table) prctl(text string, args ...any) *Step {
-	return t.add("prctl "+text, unix.SYS_PRCTL, args...)
 }
 
 var mountFlagNames = []struct {
@@ -245,7 +263,7 @@ func mountText(flags uintptr, data string) string {
 func stepsText(steps []Step) string {
 	var b strings.Builder
 	for _, s := range steps {
-		b.WriteString(s.Text)
+		b.WriteString(s.Text())
 		var ignored []string
 		for _, e := range s.ignore {
 			if e != 0 {

@@ -44,6 +44,7 @@ func cloneText(flags uint64) string {
 func newTable(c *Config) (*Table, error) {
 	t := &Table{flags: unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC}
 	t.thread.regs = regSources
+	t.thread.steps, t.child.steps = make([]Step, 0, 48), make([]Step, 0, 80) // room for what most need
 	t.thread.root(c)
 	t.child.namespaces(c)
 	args := c.Process.Args
@@ -99,7 +100,7 @@ func (t *table) root(c *Config) {
 	if c.InitFile != "" {
 		t.source(c.InitFile)
 	}
-	t.add("chdir "+c.Rootfs, unix.SYS_CHDIR, c.Rootfs)
+	t.addf(func() string { return "chdir " + c.Rootfs }, unix.SYS_CHDIR, c.Rootfs)
 	t.add("pivot_root . .", unix.SYS_PIVOT_ROOT, ".", ".")
 	t.add("umount the old root", unix.SYS_UMOUNT2, ".", unix.MNT_DETACH)
 	t.add("chdir /", unix.SYS_CHDIR, "/")
@@ -164,13 +165,13 @@ func (t *table) root(c *Config) {
 
 // source opens a copy of a mount, attached nowhere.
 func (t *table) source(path string) {
-	t.add("open_tree "+path+" (clone)", unix.SYS_OPEN_TREE, atFD(unix.AT_FDCWD), path,
+	t.addf(func() string { return "open_tree " + path + " (clone)" }, unix.SYS_OPEN_TREE, atFD(unix.AT_FDCWD), path,
 		unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE).to(reg(t.regs))
 	t.regs++
 }
 
 func (t *table) attach(source reg, target string, readOnly bool) {
-	t.add(fmt.Sprintf("move_mount %v to %s", source, target), unix.SYS_MOVE_MOUNT, source, "",
+	t.addf(func() string { return fmt.Sprintf("move_mount %v to %s", source, target) }, unix.SYS_MOVE_MOUNT, source, "",
 		atFD(unix.AT_FDCWD), target, unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_SYMLINKS)
 	if readOnly {
 		t.remountBind(target, unix.MS_RDONLY)
@@ -185,10 +186,10 @@ func (t *table) node(path string, mode, major, minor, uid, gid uint32) {
 	case unix.S_IFIFO:
 		kind = "p"
 	}
-	t.add(fmt.Sprintf("mknod %s %s %d %d %#o", path, kind, major, minor, mode&0o7777),
+	t.addf(func() string { return fmt.Sprintf("mknod %s %s %d %d %#o", path, kind, major, minor, mode&0o7777) },
 		unix.SYS_MKNODAT, atFD(unix.AT_FDCWD), path, mode, uint64(unix.Mkdev(major, minor))).may(syscall.EEXIST)
 	if uid != 0 || gid != 0 {
-		t.add(fmt.Sprintf("chown %s %d %d", path, uid, gid), unix.SYS_FCHOWNAT, atFD(unix.AT_FDCWD), path, uid, gid, unix.AT_SYMLINK_NOFOLLOW)
+		t.addf(func() string { return fmt.Sprintf("chown %s %d %d", path, uid, gid) }, unix.SYS_FCHOWNAT, atFD(unix.AT_FDCWD), path, uid, gid, unix.AT_SYMLINK_NOFOLLOW)
 	}
 }
 
@@ -219,7 +220,7 @@ func (t *table) device(d specs.LinuxDevice) {
 
 // terminal opens a new terminal of the container's own devpts: the master for us, the other end as standard streams.
 func (t *table) terminal(ptmx string, p *Process) {
-	t.add("open "+ptmx, unix.SYS_OPENAT, atFD(unix.AT_FDCWD), ptmx,
+	t.addf(func() string { return "open " + ptmx }, unix.SYS_OPENAT, atFD(unix.AT_FDCWD), ptmx,
 		unix.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0).to(regMaster)
 	t.add("unlock the terminal", unix.SYS_IOCTL, reg(regMaster), unix.TIOCSPTLCK, make([]byte, 4))
 	t.add("open the terminal's other end", unix.SYS_IOCTL, reg(regMaster), unix.TIOCGPTPEER,
@@ -229,7 +230,9 @@ func (t *table) terminal(ptmx string, p *Process) {
 		size := make([]byte, 8) // struct winsize
 		binary.NativeEndian.PutUint16(size[0:], p.Size[0])
 		binary.NativeEndian.PutUint16(size[2:], p.Size[1])
-		t.add(fmt.Sprintf("set the terminal's size to %d rows, %d columns", p.Size[0], p.Size[1]),
+		t.addf(func() string {
+			return fmt.Sprintf("set the terminal's size to %d rows, %d columns", p.Size[0], p.Size[1])
+		},
 			unix.SYS_IOCTL, reg(regMaster), unix.TIOCSWINSZ, size)
 	}
 }
@@ -238,9 +241,9 @@ func (t *table) terminal(ptmx string, p *Process) {
 func (t *table) namespaces(c *Config) {
 	// The root of a cgroup namespace is the cgroup its maker is in: the child is in its own, our thread is not.
 	t.add("unshare cgroups", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
-	t.add("set host name "+c.Hostname, unix.SYS_SETHOSTNAME, c.Hostname, len(c.Hostname))
+	t.addf(func() string { return "set host name " + c.Hostname }, unix.SYS_SETHOSTNAME, c.Hostname, len(c.Hostname))
 	if c.Domain != "" {
-		t.add("set domain name "+c.Domain, unix.SYS_SETDOMAINNAME, c.Domain, len(c.Domain))
+		t.addf(func() string { return "set domain name " + c.Domain }, unix.SYS_SETDOMAINNAME, c.Domain, len(c.Domain))
 	}
 	ro := uintptr(unix.MS_RDONLY)
 	if c.Privileged {
@@ -297,7 +300,7 @@ func (t *table) process(p *Process, args []string) {
 	for c := range capabilities {
 		if p.Bounding&(1<<c) == 0 {
 			dropped = append(dropped, capabilities[c])
-			t.prctl("drop "+capabilities[c]+" for good", unix.PR_CAPBSET_DROP, c, 0, 0, 0).
+			t.addf(func() string { return "prctl drop " + capabilities[c] + " for good" }, unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c, 0, 0, 0).
 				may(syscall.EINVAL) // a kernel that does not know it
 		}
 	}
@@ -305,17 +308,17 @@ func (t *table) process(p *Process, args []string) {
 	for _, g := range p.User.Groups {
 		groups = binary.NativeEndian.AppendUint32(groups, g)
 	}
-	t.add(fmt.Sprintf("set groups %v", p.User.Groups), unix.SYS_SETGROUPS, len(p.User.Groups), groups)
-	t.add(fmt.Sprintf("set group %d", p.User.GID), unix.SYS_SETRESGID, p.User.GID, p.User.GID, p.User.GID)
-	t.add(fmt.Sprintf("set user %d", p.User.UID), unix.SYS_SETRESUID, p.User.UID, p.User.UID, p.User.UID)
+	t.addf(func() string { return fmt.Sprintf("set groups %v", p.User.Groups) }, unix.SYS_SETGROUPS, len(p.User.Groups), groups)
+	t.addf(func() string { return fmt.Sprintf("set group %d", p.User.GID) }, unix.SYS_SETRESGID, p.User.GID, p.User.GID, p.User.GID)
+	t.addf(func() string { return fmt.Sprintf("set user %d", p.User.UID) }, unix.SYS_SETRESUID, p.User.UID, p.User.UID, p.User.UID)
 	if p.User.UID == 0 && dropped != nil {
 		t.capset(p.Bounding)
 	}
 	t.add("umask 022", unix.SYS_UMASK, 0o022)
 	if p.NoNewPrivs {
-		t.prctl("no new privileges", unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+		t.add("prctl no new privileges", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 	}
-	s := t.add("chdir "+p.Cwd, unix.SYS_CHDIR, p.Cwd)
+	s := t.addf(func() string { return "chdir " + p.Cwd }, unix.SYS_CHDIR, p.Cwd)
 	s.kind, s.path = kindChdir, p.Cwd
 	t.exec(args, p.Env)
 }
@@ -324,7 +327,7 @@ func (t *table) rlimit(l specs.POSIXRlimit) *Step {
 	b := make([]byte, 16) // struct rlimit64
 	binary.NativeEndian.PutUint64(b[0:], l.Soft)
 	binary.NativeEndian.PutUint64(b[8:], l.Hard)
-	return t.add(fmt.Sprintf("set limit %s %s %s", l.Type, limit(l.Soft), limit(l.Hard)),
+	return t.addf(func() string { return fmt.Sprintf("set limit %s %s %s", l.Type, limit(l.Soft), limit(l.Hard)) },
 		unix.SYS_PRLIMIT64, 0, rlimitNumbers[l.Type], b, nil)
 }
 
@@ -338,17 +341,20 @@ func (t *table) capset(set uint64) {
 		binary.NativeEndian.PutUint32(data[12*i:], half)
 		binary.NativeEndian.PutUint32(data[12*i+4:], half)
 	}
-	var names []string
-	for c, name := range capabilities {
-		if set&(1<<c) != 0 {
-			names = append(names, name)
+	text := func() string {
+		names := []string{"set capabilities"}
+		for c, name := range capabilities {
+			if set&(1<<c) != 0 {
+				names = append(names, name)
+			}
 		}
+		return strings.Join(names, " ")
 	}
-	t.add("set capabilities "+strings.Join(names, " "), unix.SYS_CAPSET, head, data)
+	t.addf(text, unix.SYS_CAPSET, head, data)
 }
 
 func (t *table) dup(from reg, to int) {
-	t.add(fmt.Sprintf("dup %v to %d", from, to), unix.SYS_DUP3, from, to, 0)
+	t.addf(func() string { return fmt.Sprintf("dup %v to %d", from, to) }, unix.SYS_DUP3, from, to, 0)
 }
 
 // exec tries the program, along PATH when its name has no slash.
@@ -356,7 +362,7 @@ func (t *table) exec(args, env []string) {
 	argv, envv := t.vector(args), t.vector(env)
 	name := args[0]
 	try := func(path string) *Step {
-		s := t.add("exec "+path, unix.SYS_EXECVE, path, argv, envv)
+		s := t.addf(func() string { return "exec " + path }, unix.SYS_EXECVE, path, argv, envv)
 		s.kind, s.path = kindExec, path
 		return s
 	}

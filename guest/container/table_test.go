@@ -206,7 +206,7 @@ func TestHoldsFD(t *testing.T) {
 	var got []string
 	for i, s := range table.thread.steps {
 		if table.thread.holdsFD(i) {
-			got = append(got, s.Text)
+			got = append(got, s.Text())
 		}
 	}
 	want := []string{"enter the container's namespaces", "chdir to the container's root", "chroot .", "close fd"}

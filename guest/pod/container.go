@@ -296,7 +296,8 @@ func (c *Container) launch(restarts int) error {
 func (c *Container) collect(stream byte, f *os.File, r *run) {
 	s := newStream(f, r.proc.Done(), drainGrace)
 	defer s.stop()
-	buf := make([]byte, maxRecord)
+	size := minRead
+	buf := make([]byte, size)
 	for {
 		n, err := s.Read(buf)
 		if n > 0 {
@@ -304,6 +305,10 @@ func (c *Container) collect(stream byte, f *os.File, r *run) {
 		}
 		if err != nil {
 			return
+		}
+		if n == size && size < maxRecord {
+			size *= 2
+			buf = make([]byte, size)
 		}
 	}
 }

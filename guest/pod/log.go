@@ -57,7 +57,8 @@ type record struct {
 
 const (
 	recordHeader = 4 + 1 + 8
-	maxRecord    = 64 << 10  // what one read of a pipe gives at most
+	minRead      = 4 << 10   // what the first read of a pipe gives at most; memory that nobody needs takes time to be made
+	maxRecord    = 64 << 10  // and the later ones
 	tailLimit    = 256 << 10 // bytes of records kept in memory
 	logLimit     = 64 << 20
 )

@@ -199,7 +199,7 @@ func (p *pump) run() {
 		return 0, false
 	}
 	var held *record
-	buf := make([]byte, 0, maxRecord)
+	var buf []byte
 	for {
 		var rec record
 		var err error
