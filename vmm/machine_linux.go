@@ -167,7 +167,8 @@ func Start(ctx context.Context, config Config, log *slog.Logger) (*Machine, erro
 		runtime.LockOSThread()
 		err := guard.enter()
 		if err == nil {
-			err = startWith(cmd, engines[config.Engine].smallPages)
+			// A machine that is to stand ready has the time for huge pages, and what it translates is found faster in them.
+			err = startWith(cmd, engines[config.Engine].smallPages && !config.Transferable)
 		}
 		started <- err
 		if err == nil {

@@ -115,11 +115,10 @@ func Dial(ctx context.Context, conn net.Conn) (*Client, error) {
 	return c, nil
 }
 
-// Resume goes on with a connection on which another client, which is gone, has left negotiation mode. The client owns conn
-// from here on.
+// Resume goes on with a connection on which another client has left negotiation mode, and is gone after the reply to its last
+// command. The client owns conn from here on.
 func Resume(conn net.Conn) *Client {
 	c := &Client{conn: conn, events: make(chan Event, eventBacklog), pending: map[uint64]chan reply{}, done: make(chan struct{})}
-	c.next = 1 << 20 // no reply to the other's commands is taken for one to ours
 	go c.read(bufio.NewReaderSize(conn, 16<<10))
 	return c
 }
