@@ -88,6 +88,23 @@ func cases() []benchCase {
 			{key: "first", label: "kcradle run, pool: first byte", over: "docker run/first", target: 0.35},
 			{key: "exit", label: "kcradle run, pool: exit", over: "docker run/exit", target: 1.15},
 		}, runPool},
+		{"python docker", []result{{key: "first", label: "docker run, Debian with Python: first byte"}}, runPython(overDocker)},
+		{"python cold", []result{
+			{key: "first", label: "kcradle run, cold, Debian with Python: first byte", over: "python docker/first"},
+		}, runPython(overCold)},
+		{"python template", []result{
+			{key: "first", label: "kcradle run, template, Debian with Python: first byte", over: "python docker/first"},
+		}, runPython(overTemplate)},
+		{"python pool", []result{
+			{key: "first", label: "kcradle run, pool, Debian with Python: first byte", over: "python docker/first"},
+		}, runPython(overPool)},
+		{"mariadb docker", []result{{key: "ready", label: "docker start, MariaDB: ready for connections"}}, runMariaDB(overDocker)},
+		{"mariadb cold", []result{
+			{key: "ready", label: "kcradle run, cold, MariaDB: ready for connections", over: "mariadb docker/ready"},
+		}, runMariaDB(overCold)},
+		{"mariadb template", []result{
+			{key: "ready", label: "kcradle run, template, MariaDB: ready for connections", over: "mariadb docker/ready"},
+		}, runMariaDB(overTemplate)},
 		{"exec in pod", []result{
 			{key: "first", label: "docker exec in a pod: first byte"},
 			{key: "exit", label: "docker exec in a pod: exit"},

@@ -219,6 +219,15 @@ func runTemplate(ctx context.Context, b *bench) (sample, error) {
 const poolSize = 2
 
 func runPool(ctx context.Context, b *bench) (sample, error) {
+	cmd, err := b.pooled(ctx, b.runDir)
+	if err != nil {
+		return nil, err
+	}
+	return measure(cmd, "hello")
+}
+
+// pooled is a start of a bundle by a machine of the pool, which stands ready.
+func (b *bench) pooled(ctx context.Context, dir string) (*exec.Cmd, error) {
 	if b.pool == nil {
 		b.pool = b.warm(ctx, "pool", "pool", "--size", strconv.Itoa(poolSize), "--network", "none", b.runDir)
 		b.pool.Cancel = func() error { return b.pool.Process.Signal(syscall.SIGTERM) }
@@ -227,10 +236,7 @@ func runPool(ctx context.Context, b *bench) (sample, error) {
 			return nil, err
 		}
 	}
-	if err := b.awaitPool(ctx); err != nil {
-		return nil, err
-	}
-	return measure(b.warm(ctx, "pool", "run", "--network", "none", b.runDir), "hello")
+	return b.warm(ctx, "pool", "run", "--network", "none", dir), b.awaitPool(ctx)
 }
 
 // awaitPool waits until the pool is full and has nothing to do.
