@@ -31,6 +31,10 @@ bench: build ## measure against bare QEMU and against docker
 	hack/deps test
 	$(GO) run ./hack/bench
 
+soak: build ## many starts and stops: pods per second, memory of idle pods, what a thousand starts leave behind
+	hack/deps test
+	for kind in rate idle soak; do $(GO) run ./hack/load $$kind || exit 1; done
+
 kernel: ## build the guest kernel from Debian's source again, to the same bytes
 	kernel/build.sh kernel
 
@@ -48,4 +52,4 @@ install: build ## install below PREFIX (/usr/local)
 	install -D -m 644 build/docs/completions/_kcradle $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_kcradle
 	install -D -m 644 build/docs/completions/kcradle.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/kcradle.fish
 
-.PHONY: help build demo test bench kernel lint install
+.PHONY: help build demo test bench soak kernel lint install

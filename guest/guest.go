@@ -31,8 +31,9 @@ type Machine interface {
 	Early() (podDigest string, err error)
 	// Channel opens the control channel.
 	Channel(ctx context.Context) (Channel, error)
-	// Clock sets the wall clock, Seed the random state.
+	// Clock sets the wall clock, Slew makes it later by d in the course of time, Seed sets the random state.
 	Clock(now time.Time) error
+	Slew(d time.Duration) error
 	Seed(entropy []byte) error
 	// Network sets up the pod's wire.
 	Network(n *spec.Network) error
@@ -411,6 +412,9 @@ func (g *guest) containers(context.Context) (err error) {
 
 // start starts the containers; the phase ends when the first one runs, or has failed, or waits.
 func (g *guest) start(ctx context.Context) error {
+	if err := g.host.ask(); err != nil {
+		return err
+	}
 	g.host.serve(g)
 	startCtx, cancel := context.WithCancel(ctx)
 	g.host.stopStarting = cancel

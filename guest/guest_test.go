@@ -3,6 +3,7 @@ package guest_test
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -106,6 +107,19 @@ func TestSignal(t *testing.T) {
 	if s := h.Status("web", spec.StatusExited); s.ExitCode != 5 {
 		t.Errorf("got %+v", s)
 	}
+}
+
+// TestClock has a host whose clock is set to another time while a pod runs.
+func TestClock(t *testing.T) {
+	h := guesttest.Start(t, &spec.Pod{Containers: []spec.Container{sh("web", forever)}}, map[string]string{"web": guesttest.Busybox(t)})
+	h.AwaitOutput(0, 1, "up")
+	for _, ahead := range []time.Duration{time.Hour, -time.Hour} {
+		if got := h.SetClock(ahead); got != ahead.String() {
+			t.Errorf("the host's clock is %v ahead, and the guest set its own by %s", ahead, got)
+		}
+	}
+	h.Send(spec.FrameSignal, spec.Signal{Signal: 15})
+	h.Done()
 }
 
 // TestHostGone has a host that vanishes: guesttest's end of every test waits for the guest to end in order by itself.

@@ -20,6 +20,8 @@ type host struct {
 	conn     net.Conn
 	r        *bufio.Reader
 	received time.Time // when the placement came
+	asked    int       // questions for the time in a row
+	set      bool      // the wall clock was looked at
 
 	wg           sync.WaitGroup
 	stopStarting func()
@@ -117,11 +119,7 @@ func (h *host) obey(g *guest, kind byte, b []byte) error {
 		h.mu.Unlock()
 		h.once.Do(func() { close(h.stopped) })
 	case spec.FrameClock:
-		var t time.Time
-		if err := json.Unmarshal(b, &t); err != nil {
-			return err
-		}
-		return g.m.Clock(t)
+		return h.clock(g.m, b)
 	default:
 		return errors.New("unknown")
 	}

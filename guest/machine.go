@@ -94,6 +94,8 @@ func (m *machine) Channel(ctx context.Context) (Channel, error) { return channel
 
 func (m *machine) Clock(now time.Time) error { return early.SetClock(now) }
 
+func (m *machine) Slew(d time.Duration) error { return early.SlewClock(d) }
+
 func (m *machine) Seed(entropy []byte) error { return early.Seed(entropy) }
 
 func (m *machine) Network(n *spec.Network) error { return network.Up(n) }

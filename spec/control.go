@@ -10,14 +10,16 @@ import (
 // The control stream (PortControl) carries frames in both directions: one byte of type, four bytes of length
 // (big endian), the payload. The host opens one stream per machine and speaks first.
 //
-//	host  → guest   FramePod (exact bytes of pod.json), FramePlacement (JSON), then FrameSignal, FrameStop, FrameClock
+//	host  → guest   FramePod (exact bytes of pod.json), FramePlacement (JSON), then FrameSignal, FrameStop
+//	both            FrameClock
 //	guest → host    FrameOutput and FrameState as things happen, at most one FrameError, FrameDone as the last
 const (
 	FramePod       byte = 'P' // bytes of pod.json
 	FramePlacement byte = 'L' // JSON Placement; the launch begins
 	FrameSignal    byte = 'K' // JSON Signal; not a stop by the API, so the pod may end by it
 	FrameStop      byte = 'T' // JSON Stop: end the pod
-	FrameClock     byte = 'C' // JSON time.Time: set the wall clock
+
+	FrameClock byte = 'C' // see Clock; in both directions
 
 	FrameOutput byte = 'O' // see Output
 	FrameState  byte = 'S' // JSON State

@@ -86,3 +86,16 @@ func FuzzReadFrame(f *testing.F) {
 		}
 	})
 }
+
+func TestClock(t *testing.T) {
+	for _, want := range []Clock{{}, {Echo: 12345}, {Now: time.Unix(0, 1_700_000_000_123_456_789), Echo: -1}} {
+		b := want.Append(nil)
+		got, err := ParseClock(b)
+		if err != nil || !got.Now.Equal(want.Now) || got.Echo != want.Echo {
+			t.Errorf("got %+v and %v, want %+v", got, err, want)
+		}
+		if _, err := ParseClock(b[1:]); err == nil {
+			t.Error("got no error for a payload that is cut")
+		}
+	}
+}

@@ -183,8 +183,9 @@ func tellStatus(to *os.File, status syscall.WaitStatus) {
 }
 
 // Adopt takes over a machine that another process gave away. Of config it uses the contents of the drives, Console and
-// RunAs; the machine was made from one of the same shape. It goes on when the drives are attached. The handover's files
-// are the machine's from here on, also when Adopt fails: it dies then.
+// RunAs; the machine was made from one of the same shape. It goes on at once, and the drives are attached meanwhile: the guest
+// must not be told to use them before Attached. The handover's files are the machine's from here on, also when Adopt fails: it
+// dies then.
 func Adopt(ctx context.Context, h *Handover, config Config, log *slog.Logger) (_ *Machine, err error) {
 	defer func() {
 		if err != nil {
@@ -251,17 +252,30 @@ func Adopt(ctx context.Context, h *Handover, config Config, log *slog.Logger) (_
 	u.Keep()
 	m.attend(ctx, console, nil, func() (syscall.WaitStatus, error) { return awaitEnd(pidfd, h.Files[fileStatus]) })
 	log.Debug("machine adopted", "pid", m.PID(), "engine", m.engine)
-	for _, d := range config.Drives {
-		if err := m.Attach(ctx, d); err != nil {
-			m.Kill()
-			return nil, err
-		}
-	}
 	if err := m.Continue(ctx); err != nil {
 		m.Kill()
 		return nil, err
 	}
+	m.attaching = make(chan struct{})
+	go func() {
+		defer close(m.attaching)
+		for _, d := range config.Drives {
+			if m.attachErr = m.Attach(ctx, d); m.attachErr != nil {
+				m.Kill()
+				return
+			}
+		}
+	}()
 	return m, nil
+}
+
+// Attached waits until an adopted machine has its drives. If one of them cannot be attached, the machine ends.
+func (m *Machine) Attached() error {
+	if m.attaching == nil {
+		return nil
+	}
+	<-m.attaching
+	return m.attachErr
 }
 
 // awaitEnd waits for a process that is somebody else's child. Its parent says how it ended; if that is gone, nobody knows.

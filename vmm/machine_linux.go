@@ -53,6 +53,9 @@ type Machine struct {
 	spare    []string   // one with nothing in it, for each drive that began so
 	attached int        // nodes that Attach has made
 
+	attaching chan struct{} // closed when attachErr is set; nil: nothing is to be attached
+	attachErr error
+
 	stderr, console tail
 
 	done chan struct{} // closed when exit is set

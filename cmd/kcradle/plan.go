@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"runtime"
 	"time"
@@ -114,6 +115,7 @@ type begun struct {
 	pooled   bool
 	over     func()             // tells the pool that the start is over
 	template *template.Template // nil: it did not come from one
+	control  net.Conn           // to the guest, which has got the pod; nil before machine, and while the machine boots
 }
 
 // begin starts the machine of a plan in the fastest way there is, and opens its wire. store is nil when it must boot.
@@ -183,14 +185,14 @@ func (b *begun) start(ctx context.Context) error {
 // restoreTimeout is how long a restored guest may take to answer; it is a matter of a tenth of a second.
 const restoreTimeout = 20 * time.Second
 
-// machine returns the machine, when it is clear that it lives: one that did not boot has answered. If it does not, it is let
-// go, its template is set aside, and the machine boots.
-func (b *begun) machine(ctx context.Context) (*vmm.Machine, error) {
+// machine returns the machine, when it is clear that it lives: one that did not boot has answered, and got the pod. If it does
+// not answer, it is let go, its template is set aside, and the machine boots.
+func (b *begun) machine(ctx context.Context, podJSON []byte) (*vmm.Machine, error) {
 	if b.template == nil && !b.pooled {
 		return b.running, nil
 	}
 	rctx, cancel := context.WithTimeoutCause(ctx, restoreTimeout, fmt.Errorf("no answer within %v", restoreTimeout))
-	err := b.running.Ready(rctx)
+	err := b.hand(rctx, podJSON)
 	cancel()
 	if err != nil && ctx.Err() == nil {
 		if b.template != nil {
@@ -213,11 +215,38 @@ func (b *begun) machine(ctx context.Context) (*vmm.Machine, error) {
 	return b.running, nil
 }
 
+// hand gives the guest the pod, which it takes apart while its drives are attached.
+func (b *begun) hand(ctx context.Context, podJSON []byte) error {
+	conn, err := b.running.Dial(ctx, spec.PortControl)
+	if err != nil {
+		return err
+	}
+	b.control = conn
+	if err := writeToGuest(conn, spec.FramePod, podJSON); err != nil {
+		return fmt.Errorf("send the pod: %w", err)
+	}
+	return b.running.Attached()
+}
+
+// launch begins the launch and returns the stream on which the guest tells of it.
+func (b *begun) launch(ctx context.Context, podJSON []byte, p spec.Placement) (net.Conn, error) {
+	if b.control == nil {
+		if err := b.hand(ctx, podJSON); err != nil {
+			return nil, err
+		}
+	}
+	return b.control, errors.Join(b.control.SetWriteDeadline(time.Now().Add(writePatience)), sendPlacement(b.control, p))
+}
+
 // cold says whether the machine boots although a template might have been used.
 func (b *begun) cold() bool { return b.store != nil && b.template == nil && !b.pooled }
 
 // abandon ends the machine.
 func (b *begun) abandon() {
+	if b.control != nil {
+		b.control.Close()
+		b.control = nil
+	}
 	if b.running != nil {
 		b.running.Kill()
 		b.running.Wait()

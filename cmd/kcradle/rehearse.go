@@ -100,7 +100,7 @@ func rehearsal(ctx context.Context, m *vmm.Machine, p spec.Placement) error {
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	if err := sendPod(conn, doc, p); err != nil {
+	if err := errors.Join(spec.WriteFrame(conn, spec.FramePod, doc), sendPlacement(conn, p)); err != nil {
 		return err
 	}
 	var output []byte
@@ -122,6 +122,15 @@ func rehearsal(ctx context.Context, m *vmm.Machine, p spec.Placement) error {
 				return err
 			}
 			output = append(output, o.Bytes...)
+		case spec.FrameClock:
+			c, err := spec.ParseClock(payload)
+			if err != nil {
+				return err
+			}
+			c.Now = time.Now()
+			if err := spec.WriteFrame(conn, spec.FrameClock, c.Append(nil)); err != nil {
+				return err
+			}
 		case spec.FrameError:
 			return errors.New(string(payload))
 		case spec.FrameDone:
@@ -134,14 +143,11 @@ func rehearsal(ctx context.Context, m *vmm.Machine, p spec.Placement) error {
 	}
 }
 
-// sendPod begins a launch: the pod's bytes, then the placement with the time and entropy of this moment.
-func sendPod(w io.Writer, doc []byte, p spec.Placement) error {
+// sendPlacement begins a launch, when the guest has the pod, with the time and entropy of this moment.
+func sendPlacement(w io.Writer, p spec.Placement) error {
 	p.Now, p.Entropy = time.Now(), make([]byte, 64)
 	_, _ = rand.Read(p.Entropy) // never fails since Go 1.24
 	placement, err := json.Marshal(p)
-	if err == nil {
-		err = spec.WriteFrame(w, spec.FramePod, doc)
-	}
 	if err == nil {
 		err = spec.WriteFrame(w, spec.FramePlacement, placement)
 	}

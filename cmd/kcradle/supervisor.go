@@ -75,8 +75,9 @@ type (
 		signal spec.Signal
 		reply  chan error // nil: nobody waits
 	}
-	outputEnd struct{ err error }
-	detachAsk struct{}
+	outputEnd  struct{ err error }
+	detachAsk  struct{}
+	clockAsked struct{ echo int64 }
 )
 
 // send gives the loop an event; false when the loop has ended.
@@ -191,7 +192,7 @@ func (s *supervisor) supervise(ctx context.Context, state *bundle.State, signals
 		u.Push(func() { l.Close() })
 		listeners[name] = l
 	}
-	if s.machine, err = start.machine(ctx); err != nil {
+	if s.machine, err = start.machine(ctx, podJSON); err != nil {
 		return end, err
 	}
 	s.beside = start.over
@@ -225,7 +226,7 @@ func (s *supervisor) supervise(ctx context.Context, state *bundle.State, signals
 		workers.Go(func() { s.accept(wctx, listeners[name], serve, &workers) })
 	}
 	workers.Go(func() { s.signals(wctx, signals) })
-	workers.Go(func() { s.launch(wctx, podJSON, placement) })
+	workers.Go(func() { s.launch(wctx, start, podJSON, placement) })
 	for i, dir := range shares {
 		workers.Go(func() { s.serveShare(wctx, i, dir) })
 	}
@@ -305,8 +306,8 @@ func machineWire(mode network.Mode, w network.Wire) *vmm.Wire {
 }
 
 // launch sends the pod to the guest and reads what the guest says until its end.
-func (s *supervisor) launch(ctx context.Context, podJSON []byte, p spec.Placement) {
-	conn, err := s.machine.Dial(ctx, spec.PortControl)
+func (s *supervisor) launch(ctx context.Context, start *begun, podJSON []byte, p spec.Placement) {
+	conn, err := start.launch(ctx, podJSON, p)
 	if err != nil {
 		s.send(readerEnd{fmt.Errorf("reach the guest: %w", err)})
 		return
@@ -314,10 +315,6 @@ func (s *supervisor) launch(ctx context.Context, podJSON []byte, p spec.Placemen
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	if err := sendPod(conn, podJSON, p); err != nil {
-		s.send(readerEnd{fmt.Errorf("send the pod: %w", err)})
-		return
-	}
 	if !s.send(launched{conn}) {
 		return
 	}
@@ -350,6 +347,12 @@ func (s *supervisor) read(conn net.Conn) error {
 				return fmt.Errorf("read state: %w", err)
 			}
 			s.send(stateNews{st})
+		case spec.FrameClock:
+			c, err := spec.ParseClock(payload)
+			if err != nil {
+				return err
+			}
+			s.send(clockAsked{c.Echo})
 		case spec.FrameError:
 			var f spec.Failure
 			if err := json.Unmarshal(payload, &f); err != nil {
@@ -374,11 +377,18 @@ func toGuest(conn net.Conn, kind byte, v any) error {
 	if err != nil {
 		return err
 	}
-	// A guest that does not read any more must not take the supervisor with it.
-	if err := conn.SetWriteDeadline(time.Now().Add(5 * time.Second)); err != nil {
+	return writeToGuest(conn, kind, b)
+}
+
+// writePatience is how long a guest may take to accept a frame: one that does not read any more must not take the supervisor
+// with it.
+const writePatience = 5 * time.Second
+
+func writeToGuest(conn net.Conn, kind byte, payload []byte) error {
+	if err := conn.SetWriteDeadline(time.Now().Add(writePatience)); err != nil {
 		return err
 	}
-	return spec.WriteFrame(conn, kind, b)
+	return spec.WriteFrame(conn, kind, payload)
 }
 
 // loop owns the state of the pod until its end, and returns that.
@@ -391,19 +401,22 @@ func (s *supervisor) loop(ctx context.Context, state *bundle.State) bundle.End {
 		failure  *spec.Failure
 		done     *spec.Done
 		lost     error // how the control stream ended
+		deaf     bool  // the guest took no answer
 		watchdog = newStoppedTimer()
 	)
 	defer watchdog.Stop()
 	clock := time.NewTicker(clockEvery)
 	defer clock.Stop()
-	setClock := func() {
-		if conn != nil && done == nil && lost == nil {
-			if err := toGuest(conn, spec.FrameClock, time.Now()); err != nil {
-				s.log.Debug("set the guest's clock", "error", err)
-			}
+	jumps := watchClock(ctx, s.log)
+	sayTime := func(c spec.Clock) {
+		if conn == nil || done != nil || lost != nil || deaf {
+			return
+		}
+		if err := writeToGuest(conn, spec.FrameClock, c.Append(nil)); err != nil {
+			s.log.Debug("tell the guest the time", "error", err)
+			deaf = true // and perhaps in the middle of a frame
 		}
 	}
-	news := 0 // from the guest
 	set := func() {
 		if err := s.bundle.SetState(*state); err != nil {
 			s.log.Error("the state on disk is old", "error", err)
@@ -437,7 +450,9 @@ func (s *supervisor) loop(ctx context.Context, state *bundle.State) bundle.End {
 			machineDone = nil
 		case <-clock.C:
 			// A guest that did not run for a while, with its host or beside a busy one, has a clock that is late.
-			setClock()
+			sayTime(spec.Clock{})
+		case <-jumps:
+			sayTime(spec.Clock{})
 		case <-watchdog.C:
 			s.log.Error("the guest did not stop in time and is killed")
 			killed = true
@@ -456,11 +471,6 @@ func (s *supervisor) loop(ctx context.Context, state *bundle.State) bundle.End {
 				}
 				pending = nil
 			case stateNews:
-				// The time that came with the launch was as old as its way into a guest that has run little yet. Now that way
-				// is short: before the container runs, and once more in case that the host was busy.
-				if news++; news <= 2 {
-					setClock()
-				}
 				s.update(state, e.state)
 				set()
 				first := state.Containers[0]
@@ -471,6 +481,8 @@ func (s *supervisor) loop(ctx context.Context, state *bundle.State) bundle.End {
 						s.beside = nil
 					}
 				}
+			case clockAsked:
+				sayTime(spec.Clock{Now: time.Now(), Echo: e.echo})
 			case launchErr:
 				failure = &e.failure
 				watchdog.Reset(stopSlack) // the guest ends by itself
@@ -607,7 +619,7 @@ func podExit(p *spec.Pod, states []spec.State) (code int, message string) {
 	return 0, ""
 }
 
-// clockEvery is how often the guest is told the time.
+// clockEvery is how often the guest is to ask for the time.
 const clockEvery = 30 * time.Second
 
 func newStoppedTimer() *time.Timer {

@@ -126,6 +126,15 @@ func SetClock(t time.Time) error {
 	return nil
 }
 
+// SlewClock has the wall clock run faster, or slower if d is negative, until it has gained d: half a millisecond a second.
+func SlewClock(d time.Duration) error {
+	_, err := unix.Adjtimex(&unix.Timex{Modes: adjtime, Offset: d.Microseconds()})
+	return os.NewSyscallError("adjtimex", err)
+}
+
+// adjtime is ADJ_OFFSET_SINGLESHOT of adjtimex(2): as adjtime(3) does it.
+const adjtime = 0x8001
+
 // Seed mixes bytes into the kernel's random pool and counts them as random.
 func Seed(b []byte) error {
 	if len(b) == 0 {

@@ -10,6 +10,7 @@
 package guesttest
 
 import (
+	"bufio"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -17,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -29,6 +31,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/kcradle/kcradle/guest"
 	"github.com/kcradle/kcradle/guest/early"
@@ -84,7 +88,18 @@ func (m *fakeMachine) Early() (string, error) { return "", early.Controllers(m.o
 
 func (m *fakeMachine) Channel(context.Context) (guest.Channel, error) { return m, nil }
 
-func (m *fakeMachine) Clock(time.Time) error { return nil }
+// Clock tells the test by how much the clock would be set.
+func (m *fakeMachine) Clock(now time.Time) error {
+	f, err := os.OpenFile(filepath.Join(m.order.Dir, clockPipe), os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = fmt.Fprintln(f, time.Until(now).Round(time.Second))
+	return err
+}
+
+func (m *fakeMachine) Slew(time.Duration) error { return nil }
 
 func (m *fakeMachine) Seed([]byte) error { return nil }
 
@@ -118,6 +133,9 @@ func (m *fakeMachine) Mount(p *spec.Pod, _ *spec.Placement) (*guest.Mounts, erro
 func (m *fakeMachine) Unmount() error { return nil }
 func (m *fakeMachine) Clear() error   { return nil }
 
+// clockPipe is where a guest says that its clock was set.
+const clockPipe = "clock"
+
 // envInitFile names a built cmd/init for tests of Container.Init.
 const envInitFile = "KCRADLE_GUESTTEST_INIT"
 
@@ -128,8 +146,10 @@ type Host struct {
 	cmd  *exec.Cmd
 	conn net.Conn
 	read chan struct{} // closed when the control stream has ended
+	sets *bufio.Reader // of the clock, see clockPipe
 
-	mu      sync.Mutex
+	mu      sync.Mutex // guards what follows, and writing to conn
+	ahead   time.Duration
 	changed chan struct{}
 	output  map[int]*[3]strings.Builder
 	states  map[string][]spec.State
@@ -178,6 +198,16 @@ func StartWith(t testing.TB, doc *spec.Pod, roots map[string]string, opts Option
 			o.Layers[c.Image.Layers[0]] = dir
 		}
 	}
+	pipe := filepath.Join(h.dir, clockPipe)
+	if err := unix.Mkfifo(pipe, 0o600); err != nil && !errors.Is(err, fs.ErrExist) {
+		t.Fatal(err)
+	}
+	sets, err := os.OpenFile(pipe, os.O_RDWR, 0) // no writer waits for us
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { sets.Close() })
+	h.sets = bufio.NewReader(sets)
 	cgroup, remove, err := sandboxtest.MakeCgroup()
 	if err != nil {
 		t.Fatal(err)
@@ -319,6 +349,14 @@ func (h *Host) receive() {
 			if jerr := json.Unmarshal(b, h.failure); jerr != nil {
 				h.t.Error(jerr)
 			}
+		case kind == spec.FrameClock:
+			c, perr := spec.ParseClock(b)
+			if perr != nil {
+				h.t.Error(perr)
+				break
+			}
+			c.Now = time.Now().Add(h.ahead)
+			_ = spec.WriteFrame(h.conn, spec.FrameClock, c.Append(nil)) // it may be about to end
 		default:
 			h.t.Errorf("frame %q came from the guest", kind)
 		}
@@ -377,9 +415,29 @@ func (h *Host) Send(kind byte, v any) {
 	if err != nil {
 		h.t.Fatal(err)
 	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	if err := spec.WriteFrame(h.conn, kind, b); err != nil {
 		h.t.Fatal(err)
 	}
+}
+
+// SetClock sets the host's clock, as far as the guest can see, to so much more than this machine's. It returns by how much the
+// guest set its own, rounded to seconds.
+func (h *Host) SetClock(ahead time.Duration) string {
+	h.t.Helper()
+	h.mu.Lock()
+	h.ahead = ahead
+	err := spec.WriteFrame(h.conn, spec.FrameClock, spec.Clock{}.Append(nil))
+	h.mu.Unlock()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	line, err := h.sets.ReadString('\n')
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return strings.TrimSpace(line)
 }
 
 // Done waits for the guest's last word.

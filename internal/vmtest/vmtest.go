@@ -82,6 +82,9 @@ func Adopt(t testing.TB, h *vmm.Handover, o Options) *VM {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	log := &syncBuffer{}
 	m, err := vmm.Adopt(ctx, h, Config(t, o), slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})))
+	if err == nil {
+		err = m.Attached()
+	}
 	if err != nil {
 		cancel()
 		t.Fatal(err)
