@@ -29,10 +29,11 @@ snp/...: -                                         # importable by a customer; s
 
 image/...: -                                       # reference → verified layers; knows no bundle and no machine
 network: -                                         # the wire; knows no machine
-vmm: spec internal/undo vmm/qmp vmm/channel kernel/tsc # files, drives, a command line → a machine; knows no image, bundle, pod
-vmm/template: vmm internal/undo                    # machines at rest, kept on disk
+vmm: spec internal/undo vmm/qmp vmm/channel vmm/checkpoint kernel/tsc # files, drives, a command line → a machine; knows no image, bundle, pod
+vmm/template: vmm vmm/checkpoint internal/undo     # machines at rest, kept on disk
 vmm/pool: vmm vmm/template                         # machines ready, handed to other processes
 vmm/qmp: -                                         # a protocol
+vmm/checkpoint: internal/undo                      # a process, to files and back; knows no machine
 vmm/channel: spec                                  # both ends of the control channel, so guest and host share it
 bundle: spec internal/undo                                 # the directory between summon and run
 

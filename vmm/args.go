@@ -34,7 +34,9 @@ var engines = map[Engine]struct {
 	// One thread for all vCPUs: with a thread each, one translates code while another rewrites it and keeps what it read.
 	// A kernel that patches itself (a CPU quota is enough) then dies of its own int3, on QEMU 7.2 at once, on 10.0 seldom.
 	// Without fast string instructions the kernel clears and copies eight bytes at a time, and each step is a loop here.
-	TCG: {accel: "tcg,thread=single", cpu: "max,-erms,-fsrm", smallPages: true},
+	// Random numbers of an emulated processor come from a generator in QEMU's memory, which is the same in each machine that is
+	// thawed from one image.
+	TCG: {accel: "tcg,thread=single", cpu: "max,-erms,-fsrm,-rdrand,-rdseed", smallPages: true},
 }
 
 // sandbox: QEMU opens nothing by privilege, starts nothing, and changes no priorities.
@@ -191,7 +193,9 @@ func (c Config) Args() []string {
 	add("-chardev", "socket,id=channel,fd=%d,server=on,wait=off", number["channel"])
 	add("-device", "virtserialport,bus=serial.0,nr=1,chardev=channel,id=channel,name=%s", spec.ChannelPortName)
 	if c.random() {
-		add("-device", "virtio-rng-device,id=random")
+		// From the host's kernel, and not from a generator of QEMU's own; see engines.
+		add("-object", "rng-random,id=host,filename=/dev/urandom")
+		add("-device", "virtio-rng-device,id=random,rng=host")
 	}
 	// What the guest frees goes back to the host.
 	add("-device", "virtio-balloon-device,id=balloon,free-page-reporting=on")

@@ -31,6 +31,8 @@ type Handover struct {
 
 	// Files in the order of the constants below; the last two only with Memory.
 	Files []*os.File `json:"-"`
+
+	roles []string // see Machine
 }
 
 // Files of a handover.
@@ -125,7 +127,7 @@ func (m *Machine) Give(ctx context.Context) (_ *Handover, err error) {
 	if err := m.Stop(ctx); err != nil {
 		return nil, err
 	}
-	h := &Handover{PID: m.pid, Engine: m.engine, Nodes: m.nodes, Attached: m.attached}
+	h := &Handover{PID: m.pid, Engine: m.engine, Nodes: m.nodes, Attached: m.attached, roles: m.roles}
 	for _, d := range m.drives {
 		h.Drives = append(h.Drives, Drive{Serial: d.Serial, ReadOnly: d.ReadOnly, Blank: true})
 	}
@@ -253,6 +255,7 @@ func Adopt(ctx context.Context, h *Handover, config Config, log *slog.Logger) (_
 	m.attend(ctx, console, nil, func() (syscall.WaitStatus, error) { return awaitEnd(pidfd, h.Files[fileStatus]) })
 	log.Debug("machine adopted", "pid", m.PID(), "engine", m.engine)
 	if err := m.Continue(ctx); err != nil {
+		err = m.explain(err)
 		m.Kill()
 		return nil, err
 	}

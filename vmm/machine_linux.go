@@ -36,6 +36,7 @@ type Machine struct {
 	engine  Engine
 	channel *channel.Host
 	held    held
+	roles   []string    // of the descriptors that QEMU inherited, see Config.files; nil: it was adopted
 	disarm  func() bool // lets the machine outlive the context of Start
 
 	killed atomic.Bool
@@ -51,6 +52,7 @@ type Machine struct {
 	attach   sync.Mutex // guards what follows
 	nodes    []string   // the block node behind each drive
 	spare    []string   // one with nothing in it, for each drive that began so
+	sets     [][]int    // the descriptor sets that Attach has made for each
 	attached int        // nodes that Attach has made
 
 	attaching chan struct{} // closed when attachErr is set; nil: nothing is to be attached
@@ -68,6 +70,7 @@ func newMachine(config Config, log *slog.Logger) *Machine {
 	for i := range config.Drives {
 		m.nodes, m.spare = append(m.nodes, driveNode(i)), append(m.spare, "")
 	}
+	m.sets = make([][]int, len(config.Drives))
 	return m
 }
 
@@ -90,6 +93,7 @@ func Start(ctx context.Context, config Config, log *slog.Logger) (*Machine, erro
 	var memory, lifeline *os.File
 	var inherited []*os.File
 	for i, f := range config.files() {
+		m.roles = append(m.roles, f.role)
 		file, conn, addr, err := open(config, f, firstFile+i)
 		if err != nil {
 			return nil, fmt.Errorf("start machine: %w", err)
@@ -175,6 +179,7 @@ func Start(ctx context.Context, config Config, log *slog.Logger) (*Machine, erro
 		}
 		started <- err
 		if err == nil {
+			untilExit(cmd.Process.Pid)
 			waited <- cmd.Wait()
 		}
 	}()
@@ -254,6 +259,22 @@ func (m *Machine) attend(ctx context.Context, console io.WriteCloser, begin []co
 		m.log.Debug("machine ended", "pid", m.PID(), "reason", m.exit.Reason)
 		close(m.done)
 	}()
+}
+
+// untilExit returns when a child has ended, or at once where that cannot be seen. A wait would also return when the child
+// stops because this process traces it (see Freeze).
+func untilExit(pid int) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd)
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	for {
+		if n, err := unix.Poll(p, -1); n > 0 || err != nil && err != unix.EINTR {
+			return
+		}
+	}
 }
 
 // startWith starts a command, with transparent huge pages disabled for it if smallPages is set. It inherits that from this
@@ -611,7 +632,7 @@ func (m *Machine) explain(err error) error {
 		return err
 	}
 	if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) && !errors.Is(err, errEnded) && !errors.Is(err, syscall.ECONNREFUSED) &&
-		!errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, channel.ErrBroken) {
+		!errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, channel.ErrBroken) && !errors.Is(err, qmp.ErrClosed) {
 		return err
 	}
 	select {

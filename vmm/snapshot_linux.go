@@ -112,8 +112,9 @@ func (m *Machine) Attach(ctx context.Context, d Drive) error {
 	}
 	m.attach.Lock()
 	defer m.attach.Unlock()
-	old, blank := m.nodes[i], m.drives[i].Blank
+	old, sets, blank := m.nodes[i], m.sets[i], m.drives[i].Blank
 	name := m.spare[i]
+	m.sets[i] = nil
 	if !d.Blank || name == "" {
 		if name, err = m.addNode(ctx, c, i, d); err != nil {
 			return fmt.Errorf("attach drive %s: %w", d.Serial, err)
@@ -132,7 +133,17 @@ func (m *Machine) Attach(ctx context.Context, d Drive) error {
 	}{old}, nil); err != nil {
 		return fmt.Errorf("let go of the former contents of drive %s: %w", d.Serial, err)
 	}
+	for _, set := range sets {
+		if err := c.Execute(ctx, "remove-fd", fdSet{set}, nil); err != nil {
+			return fmt.Errorf("let go of the former files of drive %s: %w", d.Serial, err)
+		}
+	}
 	return nil
+}
+
+// fdSet names a set of QEMU's descriptors.
+type fdSet struct {
+	Set int `json:"fdset-id"`
 }
 
 // addNode makes a block node of a drive's contents and returns its name.
@@ -142,9 +153,8 @@ func (m *Machine) addNode(ctx context.Context, c *qmp.Client, i int, d Drive) (s
 	for n, f := range d.files(i) {
 		file, err := d.open(f, set+n)
 		if err == nil {
-			err = c.ExecuteWithFile(ctx, "add-fd", struct {
-				Set int `json:"fdset-id"`
-			}{set + n}, file, nil)
+			m.sets[i] = append(m.sets[i], set+n)
+			err = c.ExecuteWithFile(ctx, "add-fd", fdSet{set + n}, file, nil)
 			_ = file.Close()
 		}
 		if err != nil {

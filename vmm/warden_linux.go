@@ -34,6 +34,11 @@ type warden struct {
 
 // newWarden guards a file that QEMU inherits.
 func newWarden(memory *os.File, inherited []*os.File) (*warden, error) {
+	return guardMemory("/proc/self/fd/"+strconv.Itoa(firstFile+slices.Index(inherited, memory)), memory)
+}
+
+// guardMemory guards a file that QEMU opens by a path.
+func guardMemory(path string, memory *os.File) (*warden, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(memory.Fd()), &st); err != nil {
 		return nil, &os.PathError{Op: "stat", Path: memory.Name(), Err: err}
@@ -44,7 +49,7 @@ func newWarden(memory *os.File, inherited []*os.File) (*warden, error) {
 		return nil, os.NewSyscallError("dup", err)
 	}
 	return &warden{
-		path:   "/proc/self/fd/" + strconv.Itoa(firstFile+slices.Index(inherited, memory)),
+		path:   path,
 		memory: os.NewFile(uintptr(fd), memory.Name()), device: st.Dev, inode: st.Ino,
 	}, nil
 }

@@ -113,6 +113,7 @@ type begun struct {
 	running  *vmm.Machine
 	store    *template.Store
 	pooled   bool
+	stale    bool               // the template should be made anew
 	over     func()             // tells the pool that the start is over
 	template *template.Template // nil: it did not come from one
 	control  net.Conn           // to the guest, which has got the pod; nil before machine, and while the machine boots
@@ -162,8 +163,50 @@ func (b *begun) take(ctx context.Context, shape template.Shape) bool {
 	return false
 }
 
+// thaw starts the machine that is frozen in the template, if there is one. When it cannot be used although the host is as it
+// was, the template is no good.
+func (b *begun) thaw(ctx context.Context) bool {
+	if b.template == nil || !b.template.Frozen() {
+		return false
+	}
+	c := b.plan.config
+	var ours, theirs *os.File
+	var err error
+	if c.Wire != nil {
+		if ours, theirs, err = vmm.WirePair(); err != nil {
+			b.log.Warn("a frozen machine could not be used", "error", err)
+			return false
+		}
+		defer theirs.Close()
+	}
+	h, err := b.template.Thaw(theirs, c.RunAs, b.log)
+	if err == nil {
+		if b.running, err = vmm.Adopt(ctx, h, c, b.log); err == nil {
+			if err = b.plan.connect(ctx, ours); err == nil {
+				return true
+			}
+			b.abandon()
+		}
+	}
+	if ours != nil {
+		ours.Close()
+	}
+	switch {
+	case errors.Is(err, template.ErrStale):
+		b.log.Debug("a frozen machine is stale", "template", b.template.Key, "reason", err)
+		b.stale = true
+	case ctx.Err() == nil:
+		b.store.SetAside(b.template.Key, err)
+		b.template = nil
+	}
+	return false
+}
+
 // start restores the machine or boots it.
 func (b *begun) start(ctx context.Context) error {
+	if b.thaw(ctx) {
+		return nil
+	}
 	if err := b.plan.connect(ctx, nil); err != nil {
 		return err
 	}
@@ -238,8 +281,8 @@ func (b *begun) launch(ctx context.Context, podJSON []byte, p spec.Placement) (n
 	return b.control, errors.Join(b.control.SetWriteDeadline(time.Now().Add(writePatience)), sendPlacement(b.control, p))
 }
 
-// cold says whether the machine boots although a template might have been used.
-func (b *begun) cold() bool { return b.store != nil && b.template == nil && !b.pooled }
+// slow says whether the machine would have started faster from a template that can be made.
+func (b *begun) slow() bool { return b.store != nil && !b.pooled && (b.template == nil || b.stale) }
 
 // abandon ends the machine.
 func (b *begun) abandon() {

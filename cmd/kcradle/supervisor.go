@@ -196,7 +196,7 @@ func (s *supervisor) supervise(ctx context.Context, state *bundle.State, signals
 		return end, err
 	}
 	s.beside = start.over
-	if start.cold() && !start.store.Busy() { // the next start is to be faster
+	if start.slow() && !start.store.Busy() { // the next start is to be faster
 		s.beside = func() {
 			if err := warmBeside(s.app, s.opts); err != nil {
 				s.log.Warn("no template is made", "error", err)

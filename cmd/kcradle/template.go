@@ -233,7 +233,7 @@ func warm(ctx context.Context, a *app, o runOptions, again, quiet bool) error {
 		return err
 	}
 	for made := false; !made; {
-		if _, err := store.Find(shape); err == nil && !again {
+		if t, err := store.Find(shape); err == nil && !again && !t.Stale() {
 			break
 		}
 		err := makeTemplate(ctx, a, store, p, shape)

@@ -598,3 +598,27 @@ func TestCloseEndsDial(t *testing.T) {
 		t.Errorf("got %v, want %v", err, net.ErrClosed)
 	}
 }
+
+// A deadline must not pass, or stay away, because somebody sets the clock.
+func TestDeadlineKeepsMonotonicTime(t *testing.T) {
+	var d deadline
+	if d.passed() {
+		t.Error("one that was never set has passed")
+	}
+	at := time.Now().Add(time.Hour)
+	d.set(at)
+	if got := *d.at.Load(); got != at || got == at.Round(0) { // Round(0) is the wall clock's part alone
+		t.Errorf("got %v, want %v with its monotonic part", got, at)
+	}
+	if d.passed() {
+		t.Error("one in an hour has passed")
+	}
+	d.set(time.Now().Add(-time.Nanosecond))
+	if !d.passed() {
+		t.Error("one in the past has not passed")
+	}
+	d.set(time.Time{})
+	if d.passed() {
+		t.Error("one that was removed has passed")
+	}
+}

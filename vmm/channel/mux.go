@@ -284,20 +284,15 @@ type conn struct {
 
 var _ Conn = (*conn)(nil)
 
-// deadline is what was last set; yamux looks at its own only when it has to wait.
-type deadline struct{ at atomic.Int64 }
+// deadline is what was last set; yamux looks at its own only when it has to wait. It is kept as it was given, with its reading
+// of the monotonic clock: a guest's wall clock jumps while a pod is being launched.
+type deadline struct{ at atomic.Pointer[time.Time] }
 
-func (d *deadline) set(t time.Time) {
-	if t.IsZero() {
-		d.at.Store(0)
-		return
-	}
-	d.at.Store(t.UnixNano())
-}
+func (d *deadline) set(t time.Time) { d.at.Store(&t) }
 
 func (d *deadline) passed() bool {
 	at := d.at.Load()
-	return at != 0 && time.Now().UnixNano() >= at
+	return at != nil && !at.IsZero() && !time.Now().Before(*at)
 }
 
 func (c *conn) Read(b []byte) (int, error) {

@@ -1,4 +1,5 @@
-// Package pool keeps machines ready: restored from templates, rehearsed, and standing still until somebody takes one.
+// Package pool keeps machines ready: thawed from templates, or restored and rehearsed, and standing still until somebody takes
+// one.
 //
 //	p := pool.New(pool.Config{Store: store, Size: 4, Limit: 16, Prepare: rehearse, Log: log})
 //	err := p.Serve(ctx, listener)                        // one process for a host's user
@@ -350,7 +351,7 @@ func (p *Pool) next() (*shape, Request) {
 // makeTimeout bounds the making of one machine.
 const makeTimeout = 2 * time.Minute
 
-// make restores and rehearses a machine.
+// make thaws a machine, or restores and rehearses one.
 func (p *Pool) make(ctx context.Context, r Request) (_ Taken, err error) {
 	t, err := p.cfg.Store.Find(r.Shape)
 	if err != nil {
@@ -367,7 +368,7 @@ func (p *Pool) make(ctx context.Context, r Request) (_ Taken, err error) {
 	if c.Wire != nil {
 		w := *c.Wire
 		var theirs *os.File
-		if wire, theirs, err = socketPair(); err != nil {
+		if wire, theirs, err = vmm.WirePair(); err != nil {
 			return Taken{}, err
 		}
 		defer theirs.Close()
@@ -378,6 +379,16 @@ func (p *Pool) make(ctx context.Context, r Request) (_ Taken, err error) {
 		c.Wire = &w
 	}
 	out := Taken{Wire: wire}
+	if t.Frozen() {
+		var theirs *os.File
+		if c.Wire != nil {
+			theirs = c.Wire.File
+		}
+		if out.Machine, err = t.Thaw(theirs, c.RunAs, p.cfg.Log); err == nil {
+			return out, nil
+		}
+		p.cfg.Log.Warn("a frozen machine could not be used", "template", t.Key, "error", err)
+	}
 	m, err := vmm.Start(ctx, c, p.cfg.Log)
 	if err == nil {
 		if err = p.cfg.Prepare(ctx, m, r); err == nil {
@@ -404,20 +415,6 @@ func (t Taken) close() {
 	if t.Wire != nil {
 		t.Wire.Close()
 	}
-}
-
-// socketPair is a wire: our end, and QEMU's.
-func socketPair() (ours, theirs *os.File, err error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, os.NewSyscallError("socketpair", err)
-	}
-	for _, fd := range fds {
-		for _, opt := range []int{unix.SO_SNDBUF, unix.SO_RCVBUF} {
-			_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, opt, 1<<20) // as much of it as the host allows
-		}
-	}
-	return os.NewFile(uintptr(fds[0]), "wire"), os.NewFile(uintptr(fds[1]), "wire"), nil
 }
 
 // availableMemory is what the host could give without swapping.

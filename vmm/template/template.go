@@ -9,6 +9,7 @@
 // The store is a directory that belongs to one user and that nobody else can enter:
 //
 //	KEY/template.json, memory, state    a template; the directory appears whole, by a rename
+//	KEY/process.json, process           beside them, with the engine tcg: QEMU's process, frozen
 //	.making-*                           one that is being made, or was when its maker died
 //	.bad-*                              one that was set aside
 //	lock                                held while one is made
@@ -35,6 +36,7 @@ import (
 
 	"github.com/kcradle/kcradle/internal/undo"
 	"github.com/kcradle/kcradle/vmm"
+	"github.com/kcradle/kcradle/vmm/checkpoint"
 )
 
 // DefaultBudget is how much disk the templates of a store may take together, in bytes.
@@ -50,6 +52,8 @@ const (
 	manifestFile = "template.json"
 	memoryFile   = "memory"
 	stateFile    = "state"
+	frozenFile   = "process.json"
+	processFile  = "process"
 	lockFile     = "lock"
 	making       = ".making-"
 	bad          = ".bad-"
@@ -59,6 +63,7 @@ const (
 const (
 	maxManifest = 1 << 20
 	maxState    = 16 << 20
+	maxFrozen   = 16 << 20
 )
 
 var (
@@ -149,6 +154,9 @@ type manifest struct {
 	Created time.Time `json:"created"`
 	Memory  content   `json:"memory"`
 	State   content   `json:"state"`
+	// Both empty: there is none.
+	Frozen  content `json:"frozen,omitzero"`
+	Process content `json:"process,omitzero"`
 }
 
 // content proves that a file is what was written. Memory is too large to be read at each start: whoever changes it changes
@@ -170,7 +178,61 @@ type Template struct {
 	Used     time.Time // the last time, or when it was made
 	Size     int64     // bytes on disk
 
-	memory content
+	dir      string
+	manifest manifest
+}
+
+// ErrStale is in the error of Thaw when the host has changed since the machine was frozen: Snapshot is as good as ever, and a
+// template that is made anew can be thawed.
+var ErrStale = checkpoint.ErrStale
+
+// Frozen says whether the machine's QEMU is in the template, too.
+func (t *Template) Frozen() bool { return t.manifest.Process.Digest != "" }
+
+// Stale says whether Thaw would fail because of the host.
+func (t *Template) Stale() bool {
+	if !t.Frozen() {
+		return false
+	}
+	f, err := t.frozen()
+	return err == nil && errors.Is(f.Process.Check(), ErrStale)
+}
+
+// frozen reads the description of the frozen machine.
+func (t *Template) frozen() (*vmm.Frozen, error) {
+	raw, _, err := readOwn(filepath.Join(t.dir, frozenFile), maxFrozen)
+	if err != nil {
+		return nil, err
+	}
+	if got := digest(raw); got != t.manifest.Frozen.Digest {
+		return nil, fmt.Errorf("%s is damaged: its digest is %s, not %s", frozenFile, got, t.manifest.Frozen.Digest)
+	}
+	f := new(vmm.Frozen)
+	if err := json.Unmarshal(raw, f); err != nil {
+		return nil, fmt.Errorf("parse %s: %w", frozenFile, err)
+	}
+	return f, nil
+}
+
+// Thaw starts the machine that is frozen in the template; see vmm.Adopt. wire is QEMU's end of it, or nil.
+func (t *Template) Thaw(wire *os.File, runAs *vmm.Credential, log *slog.Logger) (*vmm.Handover, error) {
+	f, err := t.frozen()
+	if err != nil {
+		return nil, err
+	}
+	if err := f.Process.Check(); err != nil {
+		return nil, err
+	}
+	return thaw(f, t.dir, wire, runAs, log)
+}
+
+func thaw(f *vmm.Frozen, dir string, wire *os.File, runAs *vmm.Credential, log *slog.Logger) (*vmm.Handover, error) {
+	process, err := os.Open(filepath.Join(dir, processFile))
+	if err != nil {
+		return nil, err
+	}
+	defer process.Close()
+	return vmm.Thaw(f, vmm.ThawConfig{Memory: filepath.Join(dir, memoryFile), Process: process, Wire: wire, RunAs: runAs}, log)
 }
 
 // Store is a directory of templates. Several processes may use it at the same time.
@@ -221,7 +283,7 @@ func (s *Store) load(key string) (*Template, error) {
 		return nil, fmt.Errorf("%s is of another version or shape", manifestFile)
 	}
 	t := &Template{
-		Key: key, Shape: m.Shape, Created: m.Created, Used: info.ModTime(), memory: m.Memory,
+		Key: key, Shape: m.Shape, Created: m.Created, Used: info.ModTime(), dir: dir, manifest: m,
 		Snapshot: vmm.Snapshot{Memory: filepath.Join(dir, memoryFile), State: filepath.Join(dir, stateFile)},
 	}
 	state, _, err := readOwn(t.Snapshot.State, maxState)
@@ -231,24 +293,41 @@ func (s *Store) load(key string) (*Template, error) {
 	if got := digest(state); got != m.State.Digest {
 		return nil, fmt.Errorf("%s is damaged: its digest is %s, not %s", stateFile, got, m.State.Digest)
 	}
-	now, err := stat(t.Snapshot.Memory)
-	if err != nil {
-		return nil, err
-	}
-	t.Size = now.Blocks + int64(len(state))
-	if now.Size != m.Memory.Size || now.Inode != m.Memory.Inode || now.Changed != m.Memory.Changed {
-		return nil, fmt.Errorf("%s was changed since it was made", memoryFile)
+	t.Size = int64(len(state))
+	for name, c := range t.large() {
+		now, err := stat(filepath.Join(dir, name))
+		if err != nil {
+			return nil, err
+		}
+		t.Size += now.Blocks
+		if now.Size != c.Size || now.Inode != c.Inode || now.Changed != c.Changed {
+			return nil, fmt.Errorf("%s was changed since it was made", name)
+		}
 	}
 	return t, nil
 }
 
+// large lists the files that are not read at each start.
+func (t *Template) large() map[string]content {
+	files := map[string]content{memoryFile: t.manifest.Memory}
+	if t.Frozen() {
+		files[processFile] = t.manifest.Process
+	}
+	return files
+}
+
 // Check reads a template's memory and compares it with what was written.
 func (t *Template) Check(ctx context.Context) error {
-	got, err := digestFile(ctx, t.Snapshot.Memory)
-	if err == nil && got != t.memory.Digest {
-		err = fmt.Errorf("%s is damaged: its digest is %s, not %s", memoryFile, got, t.memory.Digest)
+	for name, c := range t.large() {
+		got, err := digestFile(ctx, filepath.Join(t.dir, name))
+		if err == nil && got != c.Digest {
+			err = fmt.Errorf("%s is damaged: its digest is %s, not %s", name, got, c.Digest)
+		}
+		if err != nil {
+			return err
+		}
 	}
-	return err
+	return nil
 }
 
 // private checks that a directory is the caller's, and that nobody else can enter it.
@@ -396,6 +475,18 @@ func (s *Store) Make(ctx context.Context, shape Shape, config vmm.Config, prepar
 	}
 	m.Kill()
 	m.Wait()
+	// Machines get descriptors of it; by its name only we come there.
+	if err := os.Chmod(snapshot.Memory, 0o600); err != nil {
+		return err
+	}
+	if config.Engine == vmm.TCG {
+		if err := s.freeze(ctx, dir, config, snapshot, prepare); err != nil {
+			if ctx.Err() != nil {
+				return err
+			}
+			s.log.Warn("starts from the template will be slower than they could be", "error", err)
+		}
+	}
 	if err := describe(ctx, dir, shape); err != nil {
 		return err
 	}
@@ -410,31 +501,106 @@ func (s *Store) Make(ctx context.Context, shape Shape, config vmm.Config, prepar
 	return s.shrink(key)
 }
 
-// describe makes the files of a template final and writes template.json beside them.
-func describe(ctx context.Context, dir string, shape Shape) error {
-	m := manifest{Version: Version, Shape: shape, Created: time.Now().UTC()}
-	memory := filepath.Join(dir, memoryFile)
-	// Machines get descriptors of it; by its name only we come there.
-	if err := os.Chmod(memory, 0o600); err != nil {
-		return err
-	}
-	for _, name := range []string{memoryFile, stateFile} {
-		if err := sync(filepath.Join(dir, name)); err != nil {
-			return err
+// rehearsals is how often a machine is prepared before it is frozen: each time comes past code that QEMU has not translated
+// before.
+const rehearsals = 4
+
+// freeze restores a machine from a template that is being made, prepares it, and writes its QEMU beside it. That it can be
+// thawed here is proved by doing so.
+func (s *Store) freeze(ctx context.Context, dir string, config vmm.Config, snapshot vmm.Snapshot, prepare func(context.Context, *vmm.Machine) error) (err error) {
+	defer func() {
+		if err != nil {
+			_ = os.Remove(filepath.Join(dir, processFile))
+			_ = os.Remove(filepath.Join(dir, frozenFile))
 		}
-	}
-	var err error
-	if m.Memory, err = stat(memory); err != nil {
-		return err
-	}
-	if m.Memory.Digest, err = digestFile(ctx, memory); err != nil {
-		return err
-	}
-	state, _, err := readOwn(filepath.Join(dir, stateFile), maxState)
+	}()
+	config.Name, config.MemoryFile, config.Restore, config.Transferable = "kcradle", "", &snapshot, true
+	m, err := vmm.Start(ctx, config, s.log)
 	if err != nil {
 		return err
 	}
-	m.State = content{Size: int64(len(state)), Digest: digest(state)}
+	defer func() { m.Kill(); m.Wait() }()
+	for range rehearsals {
+		if err := prepare(ctx, m); err != nil {
+			return err
+		}
+	}
+	h, err := m.Give(ctx)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	process, err := os.OpenFile(filepath.Join(dir, processFile), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer process.Close()
+	f, err := h.Freeze(process)
+	if err != nil {
+		return err
+	}
+	raw, err := json.Marshal(f)
+	if err != nil {
+		return err
+	}
+	if len(raw) > maxFrozen {
+		return fmt.Errorf("%s is larger than %d bytes", frozenFile, maxFrozen)
+	}
+	if err := os.WriteFile(filepath.Join(dir, frozenFile), raw, 0o600); err != nil {
+		return err
+	}
+	var wire *os.File
+	if config.Wire != nil {
+		wire = config.Wire.File
+	}
+	if h, err = thaw(f, dir, wire, config.RunAs, s.log); err != nil {
+		return err
+	}
+	thawed, err := vmm.Adopt(ctx, h, config, s.log)
+	if err != nil {
+		return err
+	}
+	defer func() { thawed.Kill(); thawed.Wait() }()
+	if err := thawed.Attached(); err != nil {
+		return err
+	}
+	return prepare(ctx, thawed)
+}
+
+// describe makes the files of a template final and writes template.json beside them.
+func describe(ctx context.Context, dir string, shape Shape) error {
+	m := manifest{Version: Version, Shape: shape, Created: time.Now().UTC()}
+	for name, c := range map[string]*content{memoryFile: &m.Memory, processFile: &m.Process} {
+		path := filepath.Join(dir, name)
+		err := sync(path)
+		if name == processFile && errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err == nil {
+			*c, err = stat(path)
+		}
+		if err == nil {
+			c.Digest, err = digestFile(ctx, path)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for name, c := range map[string]*content{stateFile: &m.State, frozenFile: &m.Frozen} {
+		path := filepath.Join(dir, name)
+		err := sync(path)
+		if name == frozenFile && errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		var b []byte
+		if err == nil {
+			b, _, err = readOwn(path, maxState)
+		}
+		if err != nil {
+			return err
+		}
+		*c = content{Size: int64(len(b)), Digest: digest(b)}
+	}
 	raw, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
 		return err

@@ -26,6 +26,7 @@ type facts struct {
 	Stack    string // where the kernel has put it
 	Port     int    // the first ephemeral one
 	Sequence uint32 // the first of a TCP connection
+	Hardware string // what the processor draws
 
 	Offset    time.Duration // of the host's clock
 	RTT       time.Duration // of asking for it
@@ -50,6 +51,7 @@ func look(host string) (f facts, err error) {
 		return f, err
 	}
 	f.Random = fmt.Sprintf("%x", random)
+	f.Hardware = fmt.Sprintf("%x", hardwareRandom())
 	u, err := os.Open("/dev/urandom")
 	if err != nil {
 		return f, err

@@ -1,0 +1,114 @@
+package checkpoint
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// Whoever started the test may have left files open for everybody.
+func TestMain(m *testing.M) {
+	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+// pipes are the standard files of a process, and our ends of them.
+func pipes(t *testing.T) (in, out *os.File, files map[string]*os.File) {
+	t.Helper()
+	r, in, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { in.Close(); out.Close(); r.Close(); w.Close() })
+	return in, out, map[string]*os.File{"in": r, "out": w}
+}
+
+func role(d Descriptor) string {
+	return map[int]string{0: "in", 1: "out"}[d.Number]
+}
+
+func TestCat(t *testing.T) {
+	in, out, files := pipes(t)
+	cmd := exec.Command("cat")
+	cmd.Stdin, cmd.Stdout = files["in"], files["out"]
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	say := func(in, out *os.File, word string) {
+		t.Helper()
+		b := make([]byte, len(word))
+		if _, err := io.WriteString(in, word); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(out, b); err != nil || string(b) != word {
+			t.Fatalf("got %q and %v, want %q", b, err, word)
+		}
+	}
+	say(in, out, "before")
+	memory, err := os.Create(filepath.Join(t.TempDir(), "memory"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer memory.Close()
+	img, err := Freeze(cmd.Process.Pid, memory, role)
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := json.Marshal(img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	img = new(Image)
+	if err := json.Unmarshal(doc, img); err != nil {
+		t.Fatal(err)
+	}
+	if err := img.Check(); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 5 {
+		in, out, files := pipes(t)
+		cmd := &exec.Cmd{}
+		thawed, waited := make(chan error), make(chan error, 1)
+		go func() {
+			runtime.LockOSThread()
+			err := Thaw(cmd, img, memory, files, nil)
+			thawed <- err
+			if err == nil {
+				waited <- cmd.Wait()
+			}
+		}()
+		if err := <-thawed; err != nil {
+			t.Fatal(err)
+		}
+		for n := range 3 {
+			say(in, out, fmt.Sprintf("clone %d, word %d", i, n))
+		}
+		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", cmd.Process.Pid))
+		if err != nil || !strings.HasPrefix(string(line), "cat\x00") {
+			t.Errorf("cmdline: %q and %v", line, err)
+		}
+		in.Close()
+		files["in"].Close()
+		if err := <-waited; err != nil {
+			t.Error(err)
+		}
+	}
+}
