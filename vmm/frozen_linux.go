@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -35,7 +36,7 @@ var sockets = []string{"qmp", "console", "channel", "wire", "lifeline"}
 
 // Freeze writes the QEMU of a machine that Give has just given to this process to a new file. The machine is of no use
 // afterwards and should be closed. It must have been restored, and its engine be TCG: what KVM has of a machine is not QEMU's.
-func (h *Handover) Freeze(memory *os.File) (_ *Frozen, err error) {
+func (h *Handover) Freeze(ctx context.Context, memory *os.File) (_ *Frozen, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("freeze machine: %w", err)
@@ -48,6 +49,9 @@ func (h *Handover) Freeze(memory *os.File) (_ *Frozen, err error) {
 	if err := unix.Fstat(int(h.Files[fileMemory].Fd()), &st); err != nil {
 		return nil, os.NewSyscallError("fstat", err)
 	}
+	// It is told when QEMU ends.
+	stop := context.AfterFunc(ctx, func() { _ = unix.PidfdSendSignal(int(h.Files[filePID].Fd()), unix.SIGKILL, nil, 0) })
+	defer stop()
 	connected := false
 	img, err := checkpoint.Freeze(h.PID, memory, func(d checkpoint.Descriptor) string {
 		i := d.Number - firstFile

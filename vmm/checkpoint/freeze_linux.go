@@ -352,7 +352,8 @@ func (img *Image) readMap(fields []string) error {
 			return err
 		}
 	}
-	if name == "[stack]" {
+	if name == stackName {
+		m.Name = name
 		// It would grow when needed, and does not any more.
 		m.Start = m.End - max(m.End-m.Start, stackSize)
 	}
@@ -362,6 +363,8 @@ func (img *Image) readMap(fields []string) error {
 	img.Maps = append(img.Maps, m)
 	return nil
 }
+
+const stackName = "[stack]" // of the main thread
 
 // stackSize is what the main thread's stack has at most, as setrlimit(2) usually has it.
 const stackSize = 8 << 20

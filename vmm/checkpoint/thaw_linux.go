@@ -286,9 +286,10 @@ func (img *Image) fill(w *workspace, memory int) (calls []call) {
 }
 
 // read says whether a piece of a mapping is better read than mapped. Code is: in huge pages it is found faster, and a file
-// system may not allow to execute what is mapped from it.
+// system may not allow to execute what is mapped from it. And the stack, since the kernel shows the command line, which is
+// there, only from memory of no file.
 func (m Map) read(p Piece) bool {
-	return m.Protection&unix.PROT_WRITE != 0 && (m.Protection&unix.PROT_EXEC != 0 || p.Length <= smallPiece)
+	return m.Protection&unix.PROT_WRITE != 0 && (m.Protection&unix.PROT_EXEC != 0 || p.Length <= smallPiece || m.Name == stackName)
 }
 
 // smallPiece is what is read faster than mapped, and then taken from the mapping by the first write.

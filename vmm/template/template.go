@@ -535,7 +535,7 @@ func (s *Store) freeze(ctx context.Context, dir string, config vmm.Config, snaps
 		return err
 	}
 	defer process.Close()
-	f, err := h.Freeze(process)
+	f, err := h.Freeze(ctx, process)
 	if err != nil {
 		return err
 	}
