@@ -85,6 +85,7 @@ type ThawConfig struct {
 	Process *os.File    // what Freeze wrote
 	Wire    *os.File    // QEMU's end; nil: it has none
 	RunAs   *Credential // see Config
+	Ready   bool        // it will stand ready for a time: see checkpoint.Start
 }
 
 // Thaw lets a frozen machine stand there again. Adopt lets it go on.
@@ -160,7 +161,7 @@ func Thaw(f *Frozen, c ThawConfig, log *slog.Logger) (_ *Handover, err error) {
 		runtime.LockOSThread()
 		err := guard.enter()
 		if err == nil {
-			err = checkpoint.Thaw(cmd, f.Process, c.Process, theirs, sandboxFilter)
+			err = checkpoint.Thaw(cmd, f.Process, checkpoint.Start{Memory: c.Process, Files: theirs, Filter: sandboxFilter, Ready: c.Ready})
 		}
 		thawed <- err
 		if err == nil {

@@ -179,7 +179,7 @@ func (b *begun) thaw(ctx context.Context) bool {
 		}
 		defer theirs.Close()
 	}
-	h, err := b.template.Thaw(theirs, c.RunAs, b.log)
+	h, err := b.template.Thaw(vmm.ThawConfig{Wire: theirs, RunAs: c.RunAs}, b.log)
 	if err == nil {
 		if b.running, err = vmm.Adopt(ctx, h, c, b.log); err == nil {
 			if err = b.plan.connect(ctx, ours); err == nil {

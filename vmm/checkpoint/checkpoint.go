@@ -3,8 +3,8 @@
 // a process has made of its memory comes along, which is more than its program would tell: the code that an emulator has
 // translated, for instance.
 //
-//	img, err := checkpoint.Freeze(pid, memory, name)    // the process should be ended afterwards
-//	err = checkpoint.Thaw(cmd, img, memory, files, nil) // its threads go on where they stopped
+//	img, err := checkpoint.Freeze(pid, memory, role)                               // the process has ended
+//	err = checkpoint.Thaw(cmd, img, checkpoint.Start{Memory: memory, Files: files}) // its threads go on where they stopped
 //
 // The process must be one whose world is small, and is refused otherwise: no shared or locked memory, and no descriptors but
 // files that the caller knows, /dev/null, /dev/urandom, eventfd(2) and signalfd(2). Its identifiers are new after each Thaw: the memory knows

@@ -89,7 +89,7 @@ func TestCat(t *testing.T) {
 		thawed, waited := make(chan error), make(chan error, 1)
 		go func() {
 			runtime.LockOSThread()
-			err := Thaw(cmd, img, memory, files, nil)
+			err := Thaw(cmd, img, Start{Memory: memory, Files: files, Ready: i%2 == 1})
 			thawed <- err
 			if err == nil {
 				waited <- cmd.Wait()

@@ -15,12 +15,21 @@ import (
 	"github.com/kcradle/kcradle/internal/undo"
 )
 
+// Start is what a process is started with, beside its image.
+type Start struct {
+	Memory *os.File            // what Freeze wrote
+	Files  map[string]*os.File // by role
+	Filter []unix.SockFilter   // seccomp's, from the process's first own instruction on; empty: none
+	// Ready says that the process will have to be fast when it goes on: it gets a copy of all its memory now, its code in huge
+	// pages, and not page by page.
+	Ready bool
+}
+
 // Thaw starts a process from an image. Of cmd it sets Path, Args, the standard files and ExtraFiles, and starts it; the caller
-// waits for it. memory is what Freeze wrote, files are by role. filter, which may be empty, is the process's seccomp filter
-// from its first own instruction on.
+// waits for it.
 //
 // The goroutine must be locked to its thread, and the thread must stay until the process has ended, as Pdeathsig asks for.
-func Thaw(cmd *exec.Cmd, img *Image, memory *os.File, files map[string]*os.File, filter []unix.SockFilter) (err error) {
+func Thaw(cmd *exec.Cmd, img *Image, s Start) (err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("thaw process: %w", err)
@@ -28,7 +37,7 @@ func Thaw(cmd *exec.Cmd, img *Image, memory *os.File, files map[string]*os.File,
 	}()
 	var u undo.Stack
 	defer u.Run()
-	table, made, err := img.open(files)
+	table, made, err := img.open(s.Files)
 	u.Push(func() {
 		for _, f := range made {
 			_ = f.Close()
@@ -38,7 +47,7 @@ func Thaw(cmd *exec.Cmd, img *Image, memory *os.File, files map[string]*os.File,
 		return err
 	}
 	own := len(table) // the number of the memory's descriptor
-	table = append(table, memory)
+	table = append(table, s.Memory)
 	cmd.Path, cmd.Args = img.Program, []string{img.Program}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = nil, nil, nil
 	for i, f := range table[:3] {
@@ -61,10 +70,10 @@ func Thaw(cmd *exec.Cmd, img *Image, memory *os.File, files map[string]*os.File,
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	if err := img.restore(cmd.Process.Pid, own, filter); err != nil {
+	if err := img.restore(cmd.Process.Pid, own, s); err != nil {
 		kill(cmd.Process.Pid)
 		_ = cmd.Wait()
-		if s, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && s.Signal() != unix.SIGKILL {
+		if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && status.Signal() != unix.SIGKILL {
 			return fmt.Errorf("%s ended at once: %v", img.Program, cmd.ProcessState)
 		}
 		return err
@@ -119,7 +128,7 @@ func (img *Image) open(files map[string]*os.File) (table, made []*os.File, err e
 }
 
 // restore makes of a process that has stopped before its program's first instruction the one of the image.
-func (img *Image) restore(pid, memory int, filter []unix.SockFilter) error {
+func (img *Image) restore(pid, memory int, s Start) error {
 	if status, err := await(pid); err != nil {
 		return err
 	} else if status.StopSignal() != unix.SIGTRAP {
@@ -140,8 +149,12 @@ func (img *Image) restore(pid, memory int, filter []unix.SockFilter) error {
 	if err != nil {
 		return err
 	}
-	calls = append(calls, img.fill(w, memory)...)
-	calls = append(calls, img.settle(w, filter)...)
+	mapping, err := s.mapping()
+	if err != nil {
+		return err
+	}
+	calls = append(calls, img.fill(w, memory, mapping)...)
+	calls = append(calls, img.settle(w, s.Filter)...)
 	born, err := w.run(pid, calls)
 	if err != nil {
 		return err
@@ -236,8 +249,26 @@ func move(a Area, to uint64) call {
 	return call{what: "mremap", number: unix.SYS_MREMAP, args: [6]uint64{a.Start, n, n, unix.MREMAP_MAYMOVE | unix.MREMAP_FIXED, to}}
 }
 
+// mapping is how memory is brought in.
+type mapping struct {
+	flags    int  // of mmap(2)
+	readCode bool // code is read, into huge pages where the mapping asks for them
+}
+
+func (s Start) mapping() (m mapping, err error) {
+	if s.Ready {
+		return mapping{flags: unix.MAP_POPULATE, readCode: true}, nil
+	}
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(s.Memory.Fd()), &st); err != nil {
+		return m, os.NewSyscallError("fstatfs", err)
+	}
+	// Such a file system would not let the process execute what is mapped from it.
+	return mapping{readCode: st.Flags&unix.ST_NOEXEC != 0}, nil
+}
+
 // fill maps the image's memory. memory is the number of its descriptor.
-func (img *Image) fill(w *workspace, memory int) (calls []call) {
+func (img *Image) fill(w *workspace, memory int, how mapping) (calls []call) {
 	mmap := func(what string, a Area, protection, flags, fd int, offset int64) {
 		calls = append(calls, call{what: "map " + what, number: unix.SYS_MMAP, args: [6]uint64{
 			a.Start, a.End - a.Start, uint64(protection), uint64(unix.MAP_PRIVATE | unix.MAP_FIXED | unix.MAP_NORESERVE | flags),
@@ -271,28 +302,27 @@ func (img *Image) fill(w *workspace, memory int) (calls []call) {
 			calls = append(calls, call{what: "madvise", number: unix.SYS_MADVISE, args: [6]uint64{m.Start, m.End - m.Start, unix.MADV_HUGEPAGE}, may: true})
 		}
 		for _, p := range m.Pieces {
-			if m.read(p) {
+			if m.read(p) || how.readCode && m.Protection&unix.PROT_EXEC != 0 {
 				length := p.Length
 				calls = append(calls, call{
 					what: "read memory", number: unix.SYS_PREAD64, want: &length,
 					args: [6]uint64{uint64(memory), p.Start, p.Length, uint64(p.Offset)},
 				})
 			} else {
-				mmap("memory", Area{Start: p.Start, End: p.Start + p.Length}, m.Protection, 0, memory, p.Offset)
+				mmap("memory", Area{Start: p.Start, End: p.Start + p.Length}, m.Protection, how.flags, memory, p.Offset)
 			}
 		}
 	}
 	return append(calls, call{what: "close", number: unix.SYS_CLOSE, args: [6]uint64{uint64(memory)}})
 }
 
-// read says whether a piece of a mapping is better read than mapped. Code is: in huge pages it is found faster, and a file
-// system may not allow to execute what is mapped from it. And the stack, since the kernel shows the command line, which is
-// there, only from memory of no file.
+// read says whether a piece of a mapping is to be read and not mapped: a small one, and the stack, since the kernel shows the
+// command line, which is there, only from memory of no file.
 func (m Map) read(p Piece) bool {
-	return m.Protection&unix.PROT_WRITE != 0 && (m.Protection&unix.PROT_EXEC != 0 || p.Length <= smallPiece || m.Name == stackName)
+	return m.Protection&unix.PROT_WRITE != 0 && (p.Length <= smallPiece || m.Name == stackName)
 }
 
-// smallPiece is what is read faster than mapped, and then taken from the mapping by the first write.
+// smallPiece is what is read faster than it is mapped and then, at the first write, copied.
 const smallPiece = 4 * pageSize
 
 // freeDescriptor is the number that the next file which the process opens gets.

@@ -380,11 +380,11 @@ func (p *Pool) make(ctx context.Context, r Request) (_ Taken, err error) {
 	}
 	out := Taken{Wire: wire}
 	if t.Frozen() {
-		var theirs *os.File
+		ready := vmm.ThawConfig{RunAs: c.RunAs, Ready: true}
 		if c.Wire != nil {
-			theirs = c.Wire.File
+			ready.Wire = c.Wire.File
 		}
-		if out.Machine, err = t.Thaw(theirs, c.RunAs, p.cfg.Log); err == nil {
+		if out.Machine, err = t.Thaw(ready, p.cfg.Log); err == nil {
 			return out, nil
 		}
 		p.cfg.Log.Warn("a frozen machine could not be used", "template", t.Key, "error", err)

@@ -214,8 +214,8 @@ func (t *Template) frozen() (*vmm.Frozen, error) {
 	return f, nil
 }
 
-// Thaw starts the machine that is frozen in the template; see vmm.Adopt. wire is QEMU's end of it, or nil.
-func (t *Template) Thaw(wire *os.File, runAs *vmm.Credential, log *slog.Logger) (*vmm.Handover, error) {
+// Thaw starts the machine that is frozen in the template; see vmm.Adopt. Of c it sets Memory and Process.
+func (t *Template) Thaw(c vmm.ThawConfig, log *slog.Logger) (*vmm.Handover, error) {
 	f, err := t.frozen()
 	if err != nil {
 		return nil, err
@@ -223,16 +223,17 @@ func (t *Template) Thaw(wire *os.File, runAs *vmm.Credential, log *slog.Logger) 
 	if err := f.Process.Check(); err != nil {
 		return nil, err
 	}
-	return thaw(f, t.dir, wire, runAs, log)
+	return thaw(f, t.dir, c, log)
 }
 
-func thaw(f *vmm.Frozen, dir string, wire *os.File, runAs *vmm.Credential, log *slog.Logger) (*vmm.Handover, error) {
+func thaw(f *vmm.Frozen, dir string, c vmm.ThawConfig, log *slog.Logger) (*vmm.Handover, error) {
 	process, err := os.Open(filepath.Join(dir, processFile))
 	if err != nil {
 		return nil, err
 	}
 	defer process.Close()
-	return vmm.Thaw(f, vmm.ThawConfig{Memory: filepath.Join(dir, memoryFile), Process: process, Wire: wire, RunAs: runAs}, log)
+	c.Memory, c.Process = filepath.Join(dir, memoryFile), process
+	return vmm.Thaw(f, c, log)
 }
 
 // Store is a directory of templates. Several processes may use it at the same time.
@@ -549,11 +550,11 @@ func (s *Store) freeze(ctx context.Context, dir string, config vmm.Config, snaps
 	if err := os.WriteFile(filepath.Join(dir, frozenFile), raw, 0o600); err != nil {
 		return err
 	}
-	var wire *os.File
+	again := vmm.ThawConfig{RunAs: config.RunAs}
 	if config.Wire != nil {
-		wire = config.Wire.File
+		again.Wire = config.Wire.File
 	}
-	if h, err = thaw(f, dir, wire, config.RunAs, s.log); err != nil {
+	if h, err = thaw(f, dir, again, s.log); err != nil {
 		return err
 	}
 	thawed, err := vmm.Adopt(ctx, h, config, s.log)
