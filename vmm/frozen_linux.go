@@ -99,6 +99,9 @@ func Thaw(f *Frozen, c ThawConfig, log *slog.Logger) (_ *Handover, err error) {
 	defer u.Run()
 	defer handed.Run() // what is QEMU's alone
 	h := f.Machine
+	if h.Memory == "" || f.Process == nil {
+		return nil, errors.New("it is not whole")
+	}
 	h.Files = make([]*os.File, h.files())
 	u.Push(func() {
 		for _, file := range h.Files {
@@ -166,9 +169,10 @@ func Thaw(f *Frozen, c ThawConfig, log *slog.Logger) (_ *Handover, err error) {
 		thawed <- err
 		if err == nil {
 			_ = cmd.Wait()
-			status, _ := cmd.ProcessState.Sys().(syscall.WaitStatus)
-			tellStatus(tell, status)
-			return
+			if end := cmd.ProcessState; end != nil {
+				tellStatus(tell, end.Sys().(syscall.WaitStatus))
+				return
+			}
 		}
 		_ = tell.Close()
 	}()

@@ -80,6 +80,7 @@ type templateRow struct {
 	Drives  int
 	Created time.Time
 	Used    time.Time
+	Frozen  string // whether QEMU is in it, too: yes, no, or stale
 	Size    int64  // bytes on disk
 	Damage  string `json:",omitempty"` // why it is not used
 }
@@ -89,8 +90,10 @@ func newTemplateLs(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ls [flags]",
 		Short: "List the templates",
-		Long: `ls lists the templates, the one that was used last first. SIZE is what it takes on the disk. Of a damaged one it says
-what is wrong; the next start that would use it sets it aside and makes another.`,
+		Long: `ls lists the templates, the one that was used last first. FROZEN says whether QEMU's process is in it, which makes starts fast
+where QEMU emulates the processor; one that is stale was made before the host booted, or before a library of QEMU was
+replaced, and the next start makes another. SIZE is what it takes on the disk. Of a damaged one it says what is wrong; the next
+start that would use it sets it aside and makes another.`,
 		Example: `  kcradle template ls
   kcradle template ls --check`,
 		Args: cobra.NoArgs,
@@ -129,13 +132,13 @@ func listTemplates(ctx context.Context, a *app, asJSON, check bool) error {
 		return e.Encode(rows)
 	}
 	w := tabwriter.NewWriter(a.Stdout, 0, 0, 3, ' ', 0)
-	fmt.Fprintln(w, "KEY\tENGINE\tVCPUS\tMEMORY\tNETWORK\tDRIVES\tCREATED\tUSED\tSIZE")
+	fmt.Fprintln(w, "KEY\tENGINE\tVCPUS\tMEMORY\tNETWORK\tDRIVES\tFROZEN\tCREATED\tUSED\tSIZE")
 	for _, r := range rows {
 		if r.Damage != "" {
 			fmt.Fprintf(w, "%s\tdamaged: %s\n", r.Key, r.Damage)
 			continue
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s ago\t%s ago\t%s\n", r.Key, r.Engine, r.VCPUs, r.Memory, r.Network, r.Drives,
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s ago\t%s ago\t%s\n", r.Key, r.Engine, r.VCPUs, r.Memory, r.Network, r.Drives, r.Frozen,
 			units.HumanDuration(time.Since(r.Created)), units.HumanDuration(time.Since(r.Used)), units.HumanSize(float64(r.Size)))
 	}
 	return w.Flush()
@@ -150,7 +153,13 @@ func errTemplatesOff(store *template.Store) error {
 
 // describeTemplate reads QEMU's options as a person would.
 func describeTemplate(t *template.Template) templateRow {
-	row := templateRow{Key: t.Key, Network: "none", Created: t.Created, Used: t.Used, Size: t.Size}
+	row := templateRow{Key: t.Key, Network: "none", Frozen: "no", Created: t.Created, Used: t.Used, Size: t.Size}
+	switch {
+	case t.Stale():
+		row.Frozen = "stale"
+	case t.Frozen():
+		row.Frozen = "yes"
+	}
 	args := t.Shape.Args
 	for i := 0; i+1 < len(args); i++ {
 		value := args[i+1]

@@ -2,6 +2,7 @@ package checkpoint
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -110,5 +112,76 @@ func TestCat(t *testing.T) {
 		if err := <-waited; err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// What cannot be made again is no image, and whoever is asked for one ends in any case.
+func TestRefuse(t *testing.T) {
+	_, _, files := pipes(t)
+	cmd := exec.Command("cat")
+	cmd.Stdin, cmd.Stdout = files["in"], files["out"]
+	cmd.ExtraFiles = []*os.File{files["out"]}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	memory, err := os.Create(filepath.Join(t.TempDir(), "memory"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer memory.Close()
+	_, err = Freeze(cmd.Process.Pid, memory, role)
+	if want := "descriptor 3 is pipe:"; err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("got %v, want an error with %q", err, want)
+	}
+	if err := cmd.Wait(); err == nil || cmd.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		t.Errorf("it ended with %v, want SIGKILL", err)
+	}
+}
+
+// A thread that computes does not come to rest.
+func TestBusy(t *testing.T) {
+	cmd := exec.Command("sh", "-c", "while :; do :; done")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := settle(cmd.Process.Pid, 20*look); err == nil || !strings.Contains(err.Error(), "does not come to rest") {
+		t.Errorf("got %v", err)
+	}
+	kill(cmd.Process.Pid)
+	_ = cmd.Wait()
+}
+
+// An image is of one boot of the host, and of the files that were mapped.
+func TestStale(t *testing.T) {
+	host, err := Host()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "library")
+	if err := os.WriteFile(path, []byte("one"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	f, err := describeFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	img := Image{Host: host, Files: []File{f}}
+	if err := img.Check(); err != nil {
+		t.Fatal(err)
+	}
+	if err := (&Image{Host: "another", Files: img.Files}).Check(); !errors.Is(err, ErrStale) {
+		t.Errorf("another boot: %v", err)
+	}
+	if err := os.WriteFile(path, []byte("three"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := img.Check(); !errors.Is(err, ErrStale) {
+		t.Errorf("a changed file: %v", err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := img.Check(); !errors.Is(err, ErrStale) {
+		t.Errorf("a file that is gone: %v", err)
 	}
 }

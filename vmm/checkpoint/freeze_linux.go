@@ -32,7 +32,7 @@ func Freeze(pid int, memory *os.File, role func(Descriptor) string) (img *Image,
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	defer kill(pid)
-	tids, err := settle(pid)
+	tids, err := settle(pid, patience)
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +77,7 @@ const (
 
 // settle stops all threads of a process at a moment when each of them waits for something. What a thread that runs has in its
 // hands is often marked with its number, as a lock is.
-func settle(pid int) ([]int, error) {
+func settle(pid int, patience time.Duration) ([]int, error) {
 	for deadline := time.Now().Add(patience); ; time.Sleep(look) {
 		tids, err := seize(pid)
 		if err != nil {

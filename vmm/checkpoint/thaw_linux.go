@@ -49,19 +49,7 @@ func Thaw(cmd *exec.Cmd, img *Image, s Start) (err error) {
 	own := len(table) // the number of the memory's descriptor
 	table = append(table, s.Memory)
 	cmd.Path, cmd.Args = img.Program, []string{img.Program}
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = nil, nil, nil
-	for i, f := range table[:3] {
-		if f != nil {
-			switch i {
-			case 0:
-				cmd.Stdin = f
-			case 1:
-				cmd.Stdout = f
-			case 2:
-				cmd.Stderr = f
-			}
-		}
-	}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = table[0], table[1], table[2]
 	cmd.ExtraFiles = table[3:]
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
@@ -73,8 +61,8 @@ func Thaw(cmd *exec.Cmd, img *Image, s Start) (err error) {
 	if err := img.restore(cmd.Process.Pid, own, s); err != nil {
 		kill(cmd.Process.Pid)
 		_ = cmd.Wait()
-		if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && status.Signal() != unix.SIGKILL {
-			return fmt.Errorf("%s ended at once: %v", img.Program, cmd.ProcessState)
+		if end := cmd.ProcessState; end != nil && end.Sys().(syscall.WaitStatus).Signal() != unix.SIGKILL {
+			return fmt.Errorf("%s ended at once: %v", img.Program, end)
 		}
 		return err
 	}
@@ -121,8 +109,17 @@ func (img *Image) open(files map[string]*os.File) (table, made []*os.File, err e
 			table[d.Number] = f
 		}
 	}
-	for len(table) < 3 {
-		table = append(table, nil)
+	for i := range 3 { // what nobody has gets /dev/null, as with exec.Cmd
+		if i < len(table) && table[i] != nil {
+			continue
+		}
+		f, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+		if err != nil {
+			return nil, made, err
+		}
+		made = append(made, f)
+		table = append(table, make([]*os.File, max(0, i+1-len(table)))...)
+		table[i] = f
 	}
 	return table, made, nil
 }
