@@ -140,6 +140,8 @@ func TestRefuse(t *testing.T) {
 
 // A thread that computes does not come to rest.
 func TestBusy(t *testing.T) {
+	runtime.LockOSThread() // as Freeze does
+	defer runtime.UnlockOSThread()
 	cmd := exec.Command("sh", "-c", "while :; do :; done")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
