@@ -101,9 +101,7 @@ func (d *disks) boot(t testing.TB, o vmtest.Options) *vmtest.VM {
 }
 
 func TestVM(t *testing.T) {
-	if testing.Short() {
-		t.Skip("boots a machine")
-	}
+	need.Long(t)
 	d := makeDisks(t, "data")
 	vm := d.boot(t, vmtest.Options{})
 	c := spec.Container{
@@ -151,9 +149,7 @@ func limits(memory int64) *specs.LinuxMemory { return &specs.LinuxMemory{Limit: 
 // TestVMKinds runs the containers that need a real machine: one that uses up its memory, one with a reaper as its first
 // process, a privileged one.
 func TestVMKinds(t *testing.T) {
-	if testing.Short() {
-		t.Skip("boots a machine")
-	}
+	need.Long(t)
 	d := makeDisks(t)
 	vm := d.boot(t, vmtest.Options{})
 	image := spec.Image{Layers: d.layers}
@@ -216,9 +212,7 @@ mknod /dev/disk b 254 0 && head -c1 /dev/disk; mkdir /sys/fs/cgroup/sub; mount -
 
 // TestVMRehearsal runs pods one after the other in the same machine, each as if it were the first.
 func TestVMRehearsal(t *testing.T) {
-	if testing.Short() {
-		t.Skip("boots a machine")
-	}
+	need.Long(t)
 	d := makeDisks(t, "data")
 	vm := d.boot(t, vmtest.Options{})
 	d.place.Rehearsal = true
@@ -262,9 +256,7 @@ cat /srv/data/runs; echo run >> /srv/data/runs; cat /written 2>&1; echo kept >> 
 
 // TestVMBadDisks has disks that are not what they should be.
 func TestVMBadDisks(t *testing.T) {
-	if testing.Short() {
-		t.Skip("boots machines")
-	}
+	need.Long(t)
 	for _, tt := range []struct {
 		name  string
 		spoil func(t *testing.T, d *disks)
@@ -306,9 +298,7 @@ func TestVMBadDisks(t *testing.T) {
 // TestVMFullDisk has a container that fills the writable disk: it is told so, what it says afterwards still arrives, the
 // machine ends in order, and the next one starts on the same disk.
 func TestVMFullDisk(t *testing.T) {
-	if testing.Short() {
-		t.Skip("boots machines")
-	}
+	need.Long(t)
 	d := makeDisks(t)
 	scratch := d.drives[1].Path
 	if err := os.Truncate(scratch, 16<<20); err != nil {

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
 	"github.com/kcradle/kcradle/internal/need"
 )
 
@@ -69,9 +70,7 @@ func TestWriteLeavesNothingBehind(t *testing.T) {
 // TestReproducible builds the guest's init in two directories, the second time with an empty build cache, and compares
 // the archives. It also holds init to its limit.
 func TestReproducible(t *testing.T) {
-	if testing.Short() {
-		t.Skip("compiles the standard library")
-	}
+	need.Long(t)
 	goTool := need.Command(t, "go", "install Go 1.26")
 	root, err := filepath.Abs("..")
 	if err != nil {

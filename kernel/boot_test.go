@@ -29,9 +29,7 @@ const processors = 3 // of the machine; guest expects as many
 //
 // KERNEL_UNDER_TEST names another vmlinux, for experiments.
 func TestBoot(t *testing.T) {
-	if testing.Short() {
-		t.Skip("boots a machine")
-	}
+	need.Long(t)
 	dir := t.TempDir()
 	tools := toolDisk(t, dir)
 	scratch := filepath.Join(dir, "scratch")
@@ -81,9 +79,7 @@ func TestBoot(t *testing.T) {
 
 // TestPanic: a panic leaves its words on the console and ends QEMU at once.
 func TestPanic(t *testing.T) {
-	if testing.Short() {
-		t.Skip("boots a machine")
-	}
+	need.Long(t)
 	cmdline, err := CommandLine(Params{})
 	if err != nil {
 		t.Fatal(err)

@@ -10,29 +10,17 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/kcradle/kcradle/internal/need"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
 
-// fixtures is where real reports lie beside a working tree; they are not part of this module.
-const fixtures = "../../shared/snp"
-
-// realReports returns the real reports by name. Without their directory the test is skipped; a directory without
-// reports fails where CI is set.
+// realReports returns the real reports by name.
 func realReports(t testing.TB) map[string][]byte {
 	t.Helper()
-	if _, err := os.Stat(fixtures); errors.Is(err, os.ErrNotExist) {
-		t.Skipf("needs %s (real reports, kept outside of this repository)", fixtures)
-	}
-	paths, _ := filepath.Glob(filepath.Join(fixtures, "fixtures", "*.report"))
-	if len(paths) == 0 {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("%s holds no reports, and CI may not skip them", fixtures)
-		}
-		t.Skipf("%s holds no reports", fixtures)
-	}
 	out := map[string][]byte{}
-	for _, path := range paths {
+	for _, path := range need.Fixtures(t, "fixtures/*.report") {
 		b, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
@@ -506,8 +494,7 @@ func FuzzParse(f *testing.F) {
 		f.Add(mustBytes(f, synthetic(s.version, s.cpu)))
 	}
 	f.Add([]byte{})
-	paths, _ := filepath.Glob(filepath.Join(fixtures, "fixtures", "*.report"))
-	for _, path := range paths {
+	for _, path := range need.AnyFixtures(f, "fixtures/*.report") {
 		b, err := os.ReadFile(path)
 		if err != nil {
 			f.Fatal(err)

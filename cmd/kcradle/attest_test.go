@@ -4,10 +4,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -21,6 +19,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/kcradle/kcradle/bundle"
+	"github.com/kcradle/kcradle/internal/need"
 	"github.com/kcradle/kcradle/snp"
 	"github.com/kcradle/kcradle/snp/kds"
 	"github.com/kcradle/kcradle/snp/measure"
@@ -193,32 +192,9 @@ func runHere(t *testing.T, a *app, args ...string) (stdout, stderr string, code 
 	return out.String(), errs.String(), code
 }
 
-// fixtures is where real reports, certificates and vectors lie beside a working tree; they are not part of this module.
-const fixtures = "../../../shared/snp"
-
-// fixture returns the path of a file. Without the directory of all fixtures the test is skipped; where CI is set, a single
-// file may not be missing from it.
-func fixture(t *testing.T, name string) string {
-	t.Helper()
-	if _, err := os.Stat(fixtures); errors.Is(err, fs.ErrNotExist) {
-		t.Skipf("needs %s (real reports and vectors, kept outside of this repository)", fixtures)
-	}
-	path := filepath.Join(fixtures, name)
-	if _, err := os.Stat(path); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("%v, and CI may not skip it", err)
-		}
-		t.Skip(err)
-	}
-	return path
-}
-
 // TestMeasureVectors gives every published vector that can be had as files to the command.
 func TestMeasureVectors(t *testing.T) {
-	b, err := os.ReadFile(fixture(t, "vectors.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := need.Fixture(t, "vectors.json")
 	var file struct {
 		Vectors []struct {
 			Source, OVMF, CPU, VMM, Digest string
@@ -236,7 +212,7 @@ func TestMeasureVectors(t *testing.T) {
 			continue
 		}
 		measured++
-		args := []string{"measure", "--firmware", fixture(t, "fixtures/"+v.OVMF), "--vcpus", fmt.Sprint(v.VCPUs), "--cpu", v.CPU, "--sev-features", v.Features}
+		args := []string{"measure", "--firmware", need.FixturePath(t, "fixtures/"+v.OVMF), "--vcpus", fmt.Sprint(v.VCPUs), "--cpu", v.CPU, "--sev-features", v.Features}
 		for flag, value := range map[string]*string{"--kernel": v.Kernel, "--initrd": v.Initrd, "--append": v.Append} {
 			if value != nil && (v.Kernel != nil || *value != "") {
 				args = append(args, flag, *value)
@@ -256,14 +232,7 @@ func TestMeasureVectors(t *testing.T) {
 // certificates.
 func TestRealReports(t *testing.T) {
 	service := sim.KDS{}
-	read := func(name string) []byte {
-		t.Helper()
-		b, err := os.ReadFile(fixture(t, "fixtures/"+name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return b
-	}
+	read := func(name string) []byte { return need.Fixture(t, "fixtures/"+name) }
 	service[kds.Chain(snp.LineMilan, snp.SignerVCEK).URL()] = read("ask_ark_milan.pem")
 	service[kds.Chain(snp.LineGenoa, snp.SignerVCEK).URL()] = read("ask_ark_genoa.pem")
 	service[kds.Chain(snp.LineTurin, snp.SignerVCEK).URL()] = read("ask_ark_turin_vcek.pem")
@@ -291,7 +260,7 @@ func TestRealReports(t *testing.T) {
 	root := t.TempDir()
 	for _, r := range reports {
 		t.Run(r.name, func(t *testing.T) {
-			path := fixture(t, "fixtures/"+r.name+".report")
+			path := need.FixturePath(t, "fixtures/"+r.name+".report")
 			out, errs, code := runHere(t, &app{}, "snp", "explain", path)
 			if code != 0 || errs != "" || !strings.Contains(out, r.words) {
 				t.Errorf("got %d, %q\n%s", code, errs, out)

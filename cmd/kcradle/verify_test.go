@@ -12,6 +12,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/kcradle/kcradle/internal/need"
 	"github.com/kcradle/kcradle/snp"
 	"github.com/kcradle/kcradle/snp/evidence"
 	"github.com/kcradle/kcradle/snp/pod"
@@ -95,7 +96,7 @@ func TestVerifyReal(t *testing.T) {
 		{"oak-genoa-v5", "genoa", []string{"VERIFIED a report of measurement", "Genoa, TCB bl 10 tee 0 snp 25 ucode 84, chip "}},
 		{"oak-turin-v5", "turin_vcek", []string{"VERIFIED a report of measurement", "WARNING platform-unknown"}},
 	} {
-		path := fixture(t, "fixtures/"+tt.report+".report")
+		path := need.FixturePath(t, "fixtures/"+tt.report+".report")
 		b, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
@@ -109,9 +110,9 @@ func TestVerifyReal(t *testing.T) {
 		if err := os.WriteFile(p, fmt.Appendf(nil, `{"version": 1, "measurement": ["%x"]}`, r.Measurement), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		bare := []string{"--root", dir, "verify", "--offline", "--report", path, "--vek", fixture(t, "fixtures/"+strings.TrimSuffix(tt.report, "-debugpolicy")+".vcek.der")}
+		bare := []string{"--root", dir, "verify", "--offline", "--report", path, "--vek", need.FixturePath(t, "fixtures/"+strings.TrimSuffix(tt.report, "-debugpolicy")+".vcek.der")}
 		data := []string{"--report-data", hex.EncodeToString(r.ReportData[:])}
-		chain := []string{"--chain", fixture(t, "fixtures/ask_ark_"+tt.chain+".pem")}
+		chain := []string{"--chain", need.FixturePath(t, "fixtures/ask_ark_"+tt.chain+".pem")}
 
 		out, errs, code := runHere(t, &app{}, slices.Concat(bare, data, chain, []string{"--policy", p})...)
 		want := exitRefused

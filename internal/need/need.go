@@ -38,6 +38,14 @@ func File(t testing.TB, path, remedy string) string {
 	return path
 }
 
+// Long needs time: a test that boots a machine, or compiles much, is left out of a short run.
+func Long(t testing.TB) {
+	t.Helper()
+	if testing.Short() {
+		missing(t, "time", "run the tests without -short")
+	}
+}
+
 func missing(t testing.TB, what, remedy string) {
 	t.Helper()
 	if os.Getenv("CI") != "" {

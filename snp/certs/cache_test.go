@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kcradle/kcradle/internal/need"
 	"github.com/kcradle/kcradle/snp"
 	"github.com/kcradle/kcradle/snp/kds"
 	"github.com/kcradle/kcradle/snp/measure"
@@ -688,26 +689,6 @@ func TestProcesses(t *testing.T) {
 	}
 }
 
-// fixtures is where real certificates lie beside a working tree; they are not part of this module.
-const fixtures = "../../../shared/snp"
-
-// fixture returns a file. Without the directory of all fixtures the test is skipped; where CI is set, a single file may
-// not be missing from it.
-func fixture(t testing.TB, name string) []byte {
-	t.Helper()
-	if _, err := os.Stat(fixtures); errors.Is(err, os.ErrNotExist) {
-		t.Skipf("needs %s (real reports and chains, kept outside of this repository)", fixtures)
-	}
-	b, err := os.ReadFile(filepath.Join(fixtures, "fixtures", name))
-	if err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("%v, and CI may not skip it", err)
-		}
-		t.Skip(err)
-	}
-	return b
-}
-
 // TestReal keeps AMD's own certificates, handed in by somebody, and verifies real reports from nothing else.
 func TestReal(t *testing.T) {
 	tests := []struct {
@@ -725,7 +706,7 @@ func TestReal(t *testing.T) {
 	cache := open(t, Config{Dir: t.TempDir(), Roots: verify.AMD()})
 	for _, tt := range tests {
 		t.Run(tt.report, func(t *testing.T) {
-			report, vek := fixture(t, tt.report+".report"), fixture(t, strings.TrimSuffix(tt.report, "-debugpolicy")+".vcek.der")
+			report, vek := need.Fixture(t, "fixtures/"+tt.report+".report"), need.Fixture(t, "fixtures/"+strings.TrimSuffix(tt.report, "-debugpolicy")+".vcek.der")
 			r, err := snp.Parse(report)
 			if err != nil {
 				t.Fatal(err)
@@ -737,7 +718,7 @@ func TestReal(t *testing.T) {
 			if !tt.ask {
 				o = kds.VCEK(tt.line, r.ChipID, r.ReportedTCB)
 			}
-			if err := cache.Put(t.Context(), kds.Chain(tt.line, snp.SignerVCEK), fixture(t, "ask_ark_"+tt.chain+".pem")); err != nil {
+			if err := cache.Put(t.Context(), kds.Chain(tt.line, snp.SignerVCEK), need.Fixture(t, "fixtures/ask_ark_"+tt.chain+".pem")); err != nil {
 				t.Fatal(err)
 			}
 			if err := cache.Put(t.Context(), o, vek); err != nil {
@@ -753,7 +734,7 @@ func TestReal(t *testing.T) {
 		})
 	}
 	for chain, line := range map[string]snp.Line{"milan": snp.LineMilan, "genoa": snp.LineGenoa, "turin": snp.LineTurin} {
-		if err := cache.Put(t.Context(), kds.Chain(line, snp.SignerVLEK), fixture(t, "ask_ark_"+chain+"_vlek.pem")); err != nil {
+		if err := cache.Put(t.Context(), kds.Chain(line, snp.SignerVLEK), need.Fixture(t, "fixtures/ask_ark_"+chain+"_vlek.pem")); err != nil {
 			t.Errorf("%s: %v", chain, err)
 		}
 	}

@@ -8,13 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
 
+	"github.com/kcradle/kcradle/internal/need"
 	"github.com/kcradle/kcradle/snp/ovmf"
 	"github.com/kcradle/kcradle/snp/ovmf/ovmftest"
 )
@@ -152,24 +152,6 @@ func TestVectors(t *testing.T) {
 	}
 }
 
-// shared reads a file of ../shared/snp beside the repository. A checkout that stands alone has none; where CI is set
-// and the directory is there, so must be the file.
-func shared(t testing.TB, name string) []byte {
-	t.Helper()
-	dir := filepath.Join("..", "..", "..", "shared", "snp")
-	if _, err := os.Stat(dir); err != nil {
-		t.Skipf("needs %s: real firmware is not in the repository", dir)
-	}
-	b, err := os.ReadFile(filepath.Join(dir, name))
-	if err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("%v, and CI may not skip it", err)
-		}
-		t.Skip(err)
-	}
-	return b
-}
-
 // The seeds above are those of the real bytes.
 func TestReadFirmwareReal(t *testing.T) {
 	for _, tt := range []struct {
@@ -179,7 +161,7 @@ func TestReadFirmwareReal(t *testing.T) {
 		{"ovmf_AmdSev_suffix.bin", amdSev()},
 		{"ovmf_OvmfX64_suffix.bin", ovmfX64()},
 	} {
-		got, err := ReadFirmware(shared(t, filepath.Join("fixtures", tt.file)))
+		got, err := ReadFirmware(need.Fixture(t, "fixtures/"+tt.file))
 		if err != nil {
 			t.Error(err)
 		}
@@ -213,7 +195,7 @@ func TestVectorsFile(t *testing.T) {
 			Digest string `json:"digest"`
 		} `json:"aws_end_to_end"`
 	}
-	if err := json.Unmarshal(shared(t, "vectors.json"), &file); err != nil {
+	if err := json.Unmarshal(need.Fixture(t, "vectors.json"), &file); err != nil {
 		t.Fatal(err)
 	}
 	mine := map[string]vector{}
@@ -266,7 +248,7 @@ const debianDigest = "d74bd3ea40b240c3228edc5177ce6193561ebff633dbd0be76d6c143b8
 // The digest of a whole image, where its package is installed or its file lies beside the vectors.
 func TestDebianFirmware(t *testing.T) {
 	sum := hash("3e4fd0b3fe3b2dbe481c3d9e99418a034174f26cbe1f55aa212b0f18c12d2d6f")
-	for _, path := range []string{"../../../shared/snp/fixtures/OVMF.amdsev.fd", "/usr/share/ovmf/OVMF.amdsev.fd"} {
+	for _, path := range append(need.AnyFixtures(t, "fixtures/OVMF.amdsev.fd"), "/usr/share/ovmf/OVMF.amdsev.fd") {
 		image, err := os.ReadFile(path)
 		if err != nil || hashBytes(image) != sum {
 			continue

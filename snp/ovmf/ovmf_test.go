@@ -5,34 +5,15 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
-	"os"
-	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/kcradle/kcradle/internal/need"
 	"github.com/kcradle/kcradle/snp/ovmf"
 	"github.com/kcradle/kcradle/snp/ovmf/ovmftest"
 )
-
-// real reads the end of a real firmware from ../shared/snp beside the repository. A checkout that stands alone has
-// none; where CI is set and the directory is there, so must be the file.
-func real(t testing.TB, name string) []byte {
-	t.Helper()
-	dir := filepath.Join("..", "..", "..", "shared", "snp", "fixtures")
-	if _, err := os.Stat(dir); err != nil {
-		t.Skipf("needs %s: real firmware is not in the repository", dir)
-	}
-	b, err := os.ReadFile(filepath.Join(dir, name))
-	if err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("%v, and CI may not skip it", err)
-		}
-		t.Skip(err)
-	}
-	return b
-}
 
 func TestParse(t *testing.T) {
 	last := ovmftest.AmdSev(4 << 20) // as edk2 has it in 2026, the page for hashes at the end
@@ -60,7 +41,7 @@ func TestParseReal(t *testing.T) {
 		{"ovmf_OvmfX64_suffix.bin", "b4c021e085fb83ceffe6571a3d357b4a98773c83c474e47f76c876708fe316da", ovmftest.OvmfX64(4096)},
 	} {
 		t.Run(tt.file, func(t *testing.T) {
-			b := real(t, tt.file)
+			b := need.Fixture(t, "fixtures/"+tt.file)
 			if sum := sha256.Sum256(b); hex.EncodeToString(sum[:]) != tt.sha256 {
 				t.Fatalf("got another file, with SHA-256 %x", sum)
 			}

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/kcradle/kcradle/internal/need"
 	"github.com/kcradle/kcradle/snp"
 	"github.com/kcradle/kcradle/snp/sim"
 )
@@ -85,12 +86,12 @@ func TestChain(t *testing.T) {
 // TestRealChain holds AMD's own chains and certificates against each other.
 func TestRealChain(t *testing.T) {
 	for _, real := range reals {
-		c, err := AMD().ParseChain(real.line, snp.SignerVCEK, fixture(t, "ask_ark_"+real.chain+".pem"))
+		c, err := AMD().ParseChain(real.line, snp.SignerVCEK, need.Fixture(t, "fixtures/ask_ark_"+real.chain+".pem"))
 		if err != nil {
 			t.Errorf("%s: %v", real.name, err)
 			continue
 		}
-		v, err := ParseVEK(fixture(t, real.vek+".vcek.der"))
+		v, err := ParseVEK(need.Fixture(t, "fixtures/"+real.vek+".vcek.der"))
 		if err != nil {
 			t.Fatal(err)
 		}

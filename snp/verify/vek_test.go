@@ -9,10 +9,10 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/kcradle/kcradle/internal/need"
 	"github.com/kcradle/kcradle/snp"
 	"github.com/kcradle/kcradle/snp/sim"
 )
@@ -117,7 +117,7 @@ func TestDuplicates(t *testing.T) {
 
 func TestRealVEK(t *testing.T) {
 	for _, real := range reals {
-		v, err := ParseVEK(fixture(t, real.vek+".vcek.der"))
+		v, err := ParseVEK(need.Fixture(t, "fixtures/"+real.vek+".vcek.der"))
 		if err != nil {
 			t.Errorf("%s: %v", real.vek, err)
 			continue
@@ -132,8 +132,7 @@ func FuzzParseVEK(f *testing.F) {
 			f.Add(newAuthority(f, line, s).vekDER(f))
 		}
 	}
-	paths, _ := filepath.Glob(filepath.Join(fixtures, "fixtures", "*.der"))
-	for _, path := range paths {
+	for _, path := range need.AnyFixtures(f, "fixtures/*.der") {
 		b, err := os.ReadFile(path)
 		if err != nil {
 			f.Fatal(err)

@@ -14,13 +14,12 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/kcradle/kcradle/internal/need"
 	"github.com/kcradle/kcradle/snp"
 	"github.com/kcradle/kcradle/snp/kds"
 	"github.com/kcradle/kcradle/snp/measure"
@@ -551,9 +550,6 @@ func TestErrorText(t *testing.T) {
 	}
 }
 
-// fixtures is where real reports and AMD's chains lie beside a working tree; they are not part of this module.
-const fixtures = "../../../shared/snp"
-
 type real struct {
 	name, vek, chain string
 	line             snp.Line
@@ -568,29 +564,12 @@ var reals = []real{
 	{"oak-turin-v5", "oak-turin-v5", "turin_vcek", snp.LineTurin},
 }
 
-// fixture returns a file. Without the directory of all fixtures the test is skipped; where CI is set, a single file may
-// not be missing from it.
-func fixture(t testing.TB, name string) []byte {
-	t.Helper()
-	if _, err := os.Stat(fixtures); errors.Is(err, os.ErrNotExist) {
-		t.Skipf("needs %s (real reports and chains, kept outside of this repository)", fixtures)
-	}
-	b, err := os.ReadFile(filepath.Join(fixtures, "fixtures", name))
-	if err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("%v, and CI may not skip it", err)
-		}
-		t.Skip(err)
-	}
-	return b
-}
-
 func (r real) evidence(t testing.TB) Evidence {
 	t.Helper()
 	return Evidence{
-		Report: fixture(t, r.name+".report"),
-		VEK:    fixture(t, r.vek+".vcek.der"),
-		Chain:  fixture(t, "ask_ark_"+r.chain+".pem"),
+		Report: need.Fixture(t, "fixtures/"+r.name+".report"),
+		VEK:    need.Fixture(t, "fixtures/"+r.vek+".vcek.der"),
+		Chain:  need.Fixture(t, "fixtures/ask_ark_"+r.chain+".pem"),
 	}
 }
 
@@ -648,7 +627,7 @@ func TestRealRoots(t *testing.T) {
 		"turin_vcek": snp.LineTurin, "turin_vlek": snp.LineTurin,
 	} {
 		t.Run(name, func(t *testing.T) {
-			c, err := parseChain(fixture(t, "ask_ark_"+name+".pem"))
+			c, err := parseChain(need.Fixture(t, "fixtures/ask_ark_"+name+".pem"))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -694,7 +673,7 @@ func TestRealCrossed(t *testing.T) {
 			}
 		}
 		e := a.evidence(t)
-		e.Chain = fixture(t, "ask_ark_"+strings.ToLower(a.line.String())+"_vlek.pem")
+		e.Chain = need.Fixture(t, "fixtures/ask_ark_"+strings.ToLower(a.line.String())+"_vlek.pem")
 		wantStop(t, verifyReal(t, realConfig(), e), CheckChain, Fail, "ASK: subject")
 	}
 }

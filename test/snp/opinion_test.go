@@ -12,8 +12,6 @@ import (
 	"encoding/asn1"
 	"encoding/pem"
 	"errors"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -26,6 +24,7 @@ import (
 	theirs "github.com/google/go-sev-guest/verify"
 	"github.com/google/go-sev-guest/verify/trust"
 
+	"github.com/kcradle/kcradle/internal/need"
 	"github.com/kcradle/kcradle/snp"
 	"github.com/kcradle/kcradle/snp/measure"
 	"github.com/kcradle/kcradle/snp/policy"
@@ -463,26 +462,6 @@ func (o opinion) hold(t *testing.T, s subject) {
 	}
 }
 
-// fixtures is where real reports and AMD's chains lie beside a working tree; they are not part of this module.
-const fixtures = "../../../shared/snp"
-
-// fixture returns a file. Without the directory of all fixtures the test is skipped; where CI is set, a single file may
-// not be missing from it.
-func fixture(t testing.TB, name string) []byte {
-	t.Helper()
-	if _, err := os.Stat(fixtures); errors.Is(err, os.ErrNotExist) {
-		t.Skipf("needs %s (real reports and chains, kept outside of this repository)", fixtures)
-	}
-	b, err := os.ReadFile(filepath.Join(fixtures, "fixtures", name))
-	if err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("%v, and CI may not skip it", err)
-		}
-		t.Skip(err)
-	}
-	return b
-}
-
 func realOpinions() []opinion {
 	const (
 		siena = "ours: as for Siena above"
@@ -508,8 +487,8 @@ func realSubject(t testing.TB, name string) subject {
 		chain = "turin_vcek"
 	}
 	s := subject{
-		report: fixture(t, name+".report"), vek: fixture(t, strings.TrimSuffix(name, "-debugpolicy")+".vcek.der"),
-		chain: fixture(t, "ask_ark_"+chain+".pem"), real: true,
+		report: need.Fixture(t, "fixtures/"+name+".report"), vek: need.Fixture(t, "fixtures/"+strings.TrimSuffix(name, "-debugpolicy")+".vcek.der"),
+		chain: need.Fixture(t, "fixtures/ask_ark_"+chain+".pem"), real: true,
 	}
 	s.expectItself()
 	return s

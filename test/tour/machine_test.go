@@ -13,9 +13,7 @@ import (
 
 // The tour through a pod in a real machine, by the socket that kcradle run serves.
 func TestMachine(t *testing.T) {
-	if testing.Short() {
-		t.Skip("boots a machine")
-	}
+	need.Long(t)
 	need.Root(t)
 	need.Command(t, "docker", "hack/deps test")
 	need.Command(t, "dockerd", "hack/deps test")
