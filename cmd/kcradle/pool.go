@@ -12,7 +12,6 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"github.com/kcradle/kcradle/bundle"
 	"github.com/kcradle/kcradle/vmm"
 	"github.com/kcradle/kcradle/vmm/pool"
 	"github.com/kcradle/kcradle/vmm/template"
@@ -124,23 +123,8 @@ func lockPool(a *app) (*os.File, error) {
 // wanted is what a start of a bundle would ask for. The template is made if there is none.
 func wanted(ctx context.Context, a *app, store *template.Store, o runOptions, dir string) (pool.Request, error) {
 	o.Dir = dir
-	if err := warm(ctx, a, o, false, true); err != nil {
-		return pool.Request{}, err
-	}
-	b, err := bundle.Open(dir)
-	if err != nil {
-		return pool.Request{}, err
-	}
-	pod, err := override(b.Pod, o)
-	if err != nil {
-		return pool.Request{}, err
-	}
-	p, err := makePlan(ctx, a, b, pod, o)
-	if err != nil {
-		return pool.Request{}, err
-	}
-	shape, err := p.shape()
-	return pool.Request{Shape: shape, Config: poolConfig(p.config)}, err
+	shape, config, err := warm(ctx, a, store, o, false, true)
+	return pool.Request{Shape: shape, Config: poolConfig(config)}, err
 }
 
 // poolConfig is a machine of a plan's shape that belongs to nobody.
@@ -153,13 +137,9 @@ func poolConfig(c vmm.Config) vmm.Config {
 	return c
 }
 
-// rehearsals is how often a machine of the pool rehearses. Emulated, the first takes half a second, the second a quarter of
-// that, the eighth half of the second: each comes past code that was not translated before.
-const rehearsals = 4
-
 // prepare rehearses a machine with a network as a pod's would be.
 func prepare(ctx context.Context, a *app, m *vmm.Machine, r pool.Request) error {
-	for range rehearsals {
+	for range template.Rehearsals {
 		if err := rehearse(ctx, m, filepath.Join(a.Root, "cache"), rehearsalNetwork(r.Config.Wire)); err != nil {
 			return err
 		}

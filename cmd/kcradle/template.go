@@ -181,7 +181,7 @@ func describeTemplate(t *template.Template) templateRow {
 
 func newTemplateWarm(a *app) *cobra.Command {
 	var o runOptions
-	var quiet, again bool
+	var quiet, again, noWait bool
 	cmd := &cobra.Command{
 		Use:   "warm [flags] DIR…",
 		Short: "Make the templates that bundles would start from",
@@ -193,10 +193,18 @@ one, warm waits.`,
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: completeBundles(a),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			store, err := templateStore(a)
+			if err != nil || store == nil {
+				return errors.Join(err, errTemplatesOff(store))
+			}
 			for _, dir := range args {
 				o.Dir = dir
-				if err := warm(cmd.Context(), a, o, again, quiet); err != nil {
+				shape, _, err := warm(cmd.Context(), a, store, o, again, !noWait)
+				if err != nil {
 					return fmt.Errorf("%s: %w", dir, err)
+				}
+				if !quiet {
+					fmt.Fprintln(a.Stdout, shape.Key())
 				}
 			}
 			return nil
@@ -206,6 +214,7 @@ one, warm waits.`,
 	machineFlags(f, &o)
 	f.BoolVarP(&quiet, "quiet", "q", false, "do not print the key of each")
 	f.BoolVar(&again, "again", false, "make it anew where there is one")
+	f.BoolVar(&noWait, "no-wait", false, "fail while another process makes one")
 	completeMachineFlags(cmd)
 	return cmd
 }
@@ -213,54 +222,46 @@ one, warm waits.`,
 // makeTimeout bounds the making of a template, so that a machine that hangs does not stay for ever.
 const makeTimeout = 3 * time.Minute
 
-func warm(ctx context.Context, a *app, o runOptions, again, quiet bool) error {
-	store, err := templateStore(a)
-	if err != nil || store == nil {
-		return errors.Join(err, errTemplatesOff(store))
-	}
+// warm makes the template that a bundle would start from, unless there is one and again is not set, and returns what kind of
+// machine it is. While another process makes one it waits, or returns [template.ErrBusy].
+func warm(ctx context.Context, a *app, store *template.Store, o runOptions, again, wait bool) (template.Shape, vmm.Config, error) {
+	fail := func(err error) (template.Shape, vmm.Config, error) { return template.Shape{}, vmm.Config{}, err }
 	b, err := bundle.Open(o.Dir)
 	if err != nil {
-		return err
+		return fail(err)
 	}
 	pod, err := override(b.Pod, o)
 	if err != nil {
-		return err
+		return fail(err)
 	}
 	p, err := makePlan(ctx, a, b, pod, o)
 	if err != nil {
-		return err
+		return fail(err)
 	}
 	defer p.close()
 	if err := p.templatable(); err != nil {
-		return err
+		return fail(err)
 	}
 	if err := p.connect(ctx, nil); err != nil {
-		return err
+		return fail(err)
 	}
 	shape, err := p.shape()
 	if err != nil {
-		return err
+		return fail(err)
 	}
-	for made := false; !made; {
+	for {
 		if t, err := store.Find(shape); err == nil && !again && !t.Stale() {
-			break
+			return shape, p.config, nil
 		}
 		err := makeTemplate(ctx, a, store, p, shape)
-		if errors.Is(err, template.ErrBusy) && !quiet {
-			if err := store.Wait(ctx); err != nil {
-				return err
-			}
-			continue // perhaps it was this one
+		if !errors.Is(err, template.ErrBusy) || !wait {
+			return shape, p.config, err
 		}
-		if err != nil {
-			return err
+		if err := store.Wait(ctx); err != nil {
+			return fail(err)
 		}
-		made = true
+		// Perhaps it was this one.
 	}
-	if !quiet {
-		_, err = fmt.Fprintln(a.Stdout, shape.Key())
-	}
-	return err
 }
 
 // makeTemplate makes the template of a plan.
@@ -386,7 +387,7 @@ func warmBeside(a *app, o runOptions) error {
 		return err
 	}
 	defer log.Close()
-	args := append([]string{"--root", a.Root, "--log-level", logLevel(a.Log), "template", "warm", "--quiet"}, o.machineArgs()...)
+	args := append([]string{"--root", a.Root, "--log-level", logLevel(a.Log), "template", "warm", "--quiet", "--no-wait"}, o.machineArgs()...)
 	cmd := exec.Command(self, append(args, "--", dir)...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Dir = "/"

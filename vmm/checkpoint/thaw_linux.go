@@ -64,6 +64,9 @@ func Thaw(cmd *exec.Cmd, img *Image, s Start) (err error) {
 		if end := cmd.ProcessState; end != nil && end.Sys().(syscall.WaitStatus).Signal() != unix.SIGKILL {
 			return fmt.Errorf("%s ended at once: %v", img.Program, end)
 		}
+		if errors.Is(err, unix.ESRCH) { // it had begun to end when we killed it: our signal hides its own
+			return fmt.Errorf("%s ended at once", img.Program)
+		}
 		return err
 	}
 	return nil
