@@ -101,12 +101,15 @@ func (l *load) idle(ctx context.Context) error {
 		if lost := after - before; way != "docker" && lost > idleLimit/100*n {
 			errs = append(errs, fmt.Errorf("%s: %d idle pods take %.0f MiB, want at most %.0f", way, l.n, lost/mib, idleLimit/100*n/mib))
 		}
-		l.each(context.WithoutCancel(ctx), "stop "+way, l.n, func(ctx context.Context, _, i int) error {
+		left := l.each(context.WithoutCancel(ctx), "stop "+way, l.n, func(ctx context.Context, _, i int) error {
 			if way == "docker" {
 				return quiet(l.dockerd.Docker(ctx, "rm", "-f", "idle"+strconv.Itoa(i)))
 			}
 			return quiet(l.command(ctx, way, "kill", dirs[i]))
 		})
+		if left > failed {
+			errs = append(errs, fmt.Errorf("%s: %d could not be ended", way, left-failed))
+		}
 	}
 	return errors.Join(errors.Join(errs...), w.Flush())
 }

@@ -17,14 +17,16 @@ import (
 // census counts what starts might leave behind.
 type census map[string]float64
 
-// counts is the table of a census. To add a row, add a row; slack is by how much a count may grow, and perBundle how much more for
-// each bundle.
-var counts = []struct {
+// count is a row of a census; slack is by how much it may grow, and perBundle how much more for each bundle.
+type count struct {
 	name      string
 	slack     float64
 	perBundle float64
 	count     func(*load) (float64, error)
-}{
+}
+
+// counts is the table of a census. To add a row, add a row.
+var counts = []count{
 	{"processes of kcradle and QEMU", 0, 0, (*load).processes},
 	{"unix sockets", 0, 0, lines("/proc/net/unix")},
 	{"network links", 0, 0, entries("/sys/class/net")},
@@ -126,6 +128,35 @@ func (l *load) census() (census, error) {
 	return c, errors.Join(errs...)
 }
 
+// Bounds of what ends in the background: kernels free mounts, sockets and memory some time after the processes have ended.
+const (
+	calmPause   = 500 * time.Millisecond
+	calmTimeout = 30 * time.Second
+)
+
+// calm takes censuses until one counts no more than the one before it, or until the last is what there is.
+func (l *load) calm(ctx context.Context) (census, error) {
+	ctx, cancel := context.WithTimeout(ctx, calmTimeout)
+	defer cancel()
+	last, err := l.census()
+	for err == nil {
+		select {
+		case <-ctx.Done():
+			return last, nil
+		case <-time.After(calmPause):
+		}
+		var c census
+		if c, err = l.census(); err != nil {
+			return nil, err
+		}
+		if !slices.ContainsFunc(counts, func(k count) bool { return c[k.name] < last[k.name]-k.slack/8 }) {
+			return c, nil
+		}
+		last = c
+	}
+	return nil, err
+}
+
 // soakPool is how many machines the pool keeps.
 const soakPool = 2
 
@@ -148,8 +179,7 @@ func (l *load) soak(ctx context.Context) error {
 		if err := l.awaitPool(ctx, soakPool); err != nil {
 			return nil, err
 		}
-		time.Sleep(2 * time.Second) // what ends in the background: kernels free mounts, sockets and memory later
-		return l.census()
+		return l.calm(ctx)
 	}
 	before, err := settle()
 	if err != nil {
