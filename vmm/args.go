@@ -36,7 +36,7 @@ var engines = map[Engine]struct {
 	// Without fast string instructions the kernel clears and copies eight bytes at a time, and each step is a loop here.
 	// Random numbers of an emulated processor come from a generator in QEMU's memory, which is the same in each machine that is
 	// thawed from one image.
-	TCG: {accel: "tcg,thread=single", cpu: "max,-erms,-fsrm,-rdrand,-rdseed", smallPages: true},
+	TCG: {accel: "tcg,thread=single", cpu: "max,-erms,-fsrm,-rdrand,-rdseed,-pku", smallPages: true},
 }
 
 // sandbox: QEMU opens nothing by privilege, starts nothing, and changes no priorities.
