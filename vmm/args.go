@@ -27,6 +27,9 @@ var engines = map[Engine]struct {
 	// smallPages keeps the host from backing the machine with huge pages. QEMU asks for them, and they pay for a processor's
 	// nested page tables; a machine that boots touches little of each, and zeroing the rest took a fifth of an emulated boot.
 	smallPages bool
+	// synchronous lets the thread that executes the guest begin what the guest asks of a device, where a word to QEMU's main loop
+	// would be two switches between threads.
+	synchronous bool
 }{
 	// kvm-clock replaces the timer chips, the local APIC the interrupt controller.
 	KVM: {accel: "kvm", cpu: "host", machine: ",pit=off,pic=off,rtc=off"},
@@ -36,7 +39,7 @@ var engines = map[Engine]struct {
 	// Without fast string instructions the kernel clears and copies eight bytes at a time, and each step is a loop here.
 	// Random numbers of an emulated processor come from a generator in QEMU's memory, which is the same in each machine that is
 	// thawed from one image.
-	TCG: {accel: "tcg,thread=single", cpu: "max,-erms,-fsrm,-rdrand,-rdseed,-pku", smallPages: true},
+	TCG: {accel: "tcg,thread=single", cpu: "max,-erms,-fsrm,-rdrand,-rdseed,-pku", smallPages: true, synchronous: true},
 }
 
 // sandbox: QEMU opens nothing by privilege, starts nothing, and changes no priorities.
@@ -171,6 +174,9 @@ func (c Config) Args() []string {
 	add("-msg", "timestamp=off")
 	// Virtio as of version 1: vsock knows no other, and QEMU's default for virtio-mmio is the one before.
 	add("-global", "virtio-mmio.force-legacy=off")
+	if e.synchronous {
+		add("-global", "virtio-mmio.ioeventfd=off")
+	}
 
 	add("-chardev", "socket,id=qmp,fd=%d", number["qmp"])
 	add("-mon", "chardev=qmp,mode=control")
@@ -229,11 +235,20 @@ func (c Config) Args() []string {
 		}
 		add("-blockdev", "%s", b)
 		// An error of the host's disk is an error in the guest: a machine that stands still tells nobody.
-		add("-device", "virtio-blk-device,id=blk%d,drive=%s,serial=%s,physical_block_size=4096,write-cache=on,rerror=report,werror=report",
+		device := fmt.Sprintf("virtio-blk-device,id=blk%d,drive=%s,serial=%s,physical_block_size=4096,write-cache=on,rerror=report,werror=report",
 			i, driveNode(i), d.Serial)
+		if d.ReadOnly {
+			device += fmt.Sprintf(",opt_io_size=%d", readAhead/2)
+		}
+		add("-device", "%s", device)
 	}
 	return a
 }
+
+// readAhead is how many bytes around a page that is not there the guest reads from a drive of layers: by default its kernel takes
+// twice what a drive calls its best size. Programs are read by page faults in no order, and a request costs as much as half a
+// megabyte of data.
+const readAhead = 2 << 20
 
 // plain says that a drive of one extent needs no descriptor, which QEMU takes milliseconds to understand.
 func (d Drive) plain() bool {
