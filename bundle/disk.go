@@ -10,11 +10,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/kcradle/kcradle/internal/undo"
+	"github.com/kcradle/kcradle/spec"
 )
 
 // DefaultDiskSize is the size of a scratch disk or volume that names none. The files are sparse: they take what was
@@ -24,30 +25,43 @@ const DefaultDiskSize = 10 << 30
 // minDiskSize is what an ext4 with its journal can live in.
 const minDiskSize = 16 << 20
 
-// ext4Features are those of mke2fs.conf in e2fsprogs 1.47 that the guest's kernel knows for long.
-const ext4Features = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file," +
+// ext4Features are those of mke2fs.conf in e2fsprogs 1.47 that the guest's kernel knows for long, without room for the growth of
+// a mounted one: that would lie between a disk's superblock and all the rest.
+const ext4Features = "none,has_journal,ext_attr,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file," +
 	"huge_file,dir_nlink,extra_isize,metadata_csum"
 
-// ext4Flex is how many block groups keep their bitmaps and inodes together. Whoever writes to one group first reads the bitmaps of
-// all that are together with it: with mkfs's 16 that is a tenth of what a start takes.
-const ext4Flex = "1"
+// A start reads little of a disk, but each read makes it wait. So all that it reads is in the first block group.
+const (
+	// ext4Flex is how many block groups keep their bitmaps and inodes together. Whoever writes to one group first reads the bitmaps of
+	// all that are together with it: with mkfs's 16 that is a tenth of what a start takes.
+	ext4Flex = "1"
+	// ext4Journal is the journal's first block. mkfs would put it into the middle of the disk.
+	ext4Journal = "1024"
+)
 
-// blank returns an empty ext4 image of that size from the cache directory, making it at first use. The cache is shared
-// by processes: a file there is whole or absent.
-func blank(ctx context.Context, cache string, size int64) (string, error) {
+// diskKind is what a disk is for, by the directories at its top.
+type diskKind struct {
+	name string // in the cache
+	dirs []string
+}
+
+var (
+	scratchDisk = diskKind{"scratch", []string{spec.ScratchContainers, spec.ScratchLogs}}
+	volumeDisk  = diskKind{"volume", []string{spec.VolumeData}}
+)
+
+// blank returns a disk of that kind and size on which nothing was written, from the cache directory, making it at first use. The
+// cache is shared by processes: a file there is whole or absent.
+func blank(ctx context.Context, cache string, kind diskKind, size int64) (string, error) {
 	if size < minDiskSize {
 		return "", fmt.Errorf("disk size %d: want at least %d MiB", size, minDiskSize>>20)
 	}
 	size = (size + 4095) &^ 4095
-	path := filepath.Join(cache, "ext4-v3-"+strconv.FormatInt(size, 10))
+	path := filepath.Join(cache, fmt.Sprintf("ext4-v4-%s-%d", kind.name, size))
 	if _, err := os.Stat(path); err == nil {
 		return path, nil
 	}
 	if err := os.MkdirAll(cache, 0o700); err != nil {
-		return "", err
-	}
-	mkfs, err := findMkfs()
-	if err != nil {
 		return "", err
 	}
 	f, err := os.CreateTemp(cache, ".ext4-*")
@@ -65,22 +79,45 @@ func blank(ctx context.Context, cache string, size int64) (string, error) {
 	// No reserved blocks: there is no root to save from users. The journal is not written out: a new file reads as
 	// zeroes. The inode tables are not either, and mkfs marks them as zeroed because the file's hole was punched.
 	// Features are named one by one, so that every host makes the same disk whatever its mke2fs.conf says.
-	cmd := exec.CommandContext(ctx, mkfs, "-q", "-F", "-t", "ext4", "-m", "0", "-b", "4096", "-I", "256", "-i", "16384", "-G", ext4Flex,
-		"-O", ext4Features, "-E", "lazy_journal_init=1,root_owner=0:0", f.Name())
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "MKE2FS_CONFIG=/dev/null"}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("mkfs.ext4: %w: %s", err, bytes.TrimSpace(out))
+	if _, err := e2fs(ctx, "", "mkfs.ext4", "-q", "-F", "-t", "ext4", "-m", "0", "-b", "4096", "-I", "256", "-i", "16384", "-G", ext4Flex,
+		"-J", "location="+ext4Journal, "-O", ext4Features, "-E", "lazy_journal_init=1,root_owner=0:0", f.Name()); err != nil {
+		return "", err
+	}
+	var script strings.Builder
+	for _, d := range kind.dirs {
+		fmt.Fprintln(&script, "mkdir", d)
+	}
+	fmt.Fprintln(&script, "ls -p")
+	out, err := e2fs(ctx, script.String(), "debugfs", "-w", "-f", "-", f.Name())
+	if err != nil {
+		return "", err
+	}
+	for _, d := range kind.dirs {
+		if !strings.Contains(out, "/040755/0/0/"+d+"/") { // debugfs ends well whatever its orders come to
+			return "", fmt.Errorf("debugfs: made no directory %s: %s", d, out)
+		}
 	}
 	return path, os.Rename(f.Name(), path)
 }
 
-func findMkfs() (string, error) {
-	for _, name := range []string{"mkfs.ext4", "/usr/sbin/mkfs.ext4", "/sbin/mkfs.ext4"} {
-		if p, err := exec.LookPath(name); err == nil {
-			return p, nil
+// e2fs runs a program of e2fsprogs, which are often not in the path of who is not root, and returns what it said.
+func e2fs(ctx context.Context, stdin, name string, args ...string) (string, error) {
+	for _, path := range []string{name, "/usr/sbin/" + name, "/sbin/" + name} {
+		found, err := exec.LookPath(path)
+		if err != nil {
+			continue
 		}
+		cmd := exec.CommandContext(ctx, found, args...)
+		cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "MKE2FS_CONFIG=/dev/null", "DEBUGFS_PAGER=cat"}
+		cmd.Stdin = strings.NewReader(stdin)
+		out, err := cmd.CombinedOutput()
+		out = bytes.TrimSpace(out)
+		if err != nil {
+			return "", fmt.Errorf("%s: %w: %s", name, err, out)
+		}
+		return string(out), nil
 	}
-	return "", errors.New("mkfs.ext4 is not installed (apt-get install e2fsprogs)")
+	return "", fmt.Errorf("%s is not installed (apt-get install e2fsprogs)", name)
 }
 
 // copyFile makes dst a copy of src that shares its blocks where the file system can, and keeps its holes elsewhere.
@@ -150,9 +187,9 @@ func copyData(ctx context.Context, out, in *os.File, size int64) error {
 	return nil
 }
 
-// TemporaryDisk is an empty ext4 disk in memory, which goes when it is closed.
+// TemporaryDisk is a scratch disk in memory, which goes when it is closed.
 func TemporaryDisk(ctx context.Context, cache string) (*os.File, error) {
-	path, err := blank(ctx, cache, DefaultDiskSize)
+	path, err := blank(ctx, cache, scratchDisk, DefaultDiskSize)
 	if err != nil {
 		return nil, err
 	}

@@ -155,14 +155,14 @@ func (b *Bundle) fill(ctx context.Context, c Config, old *Bundle) error {
 	if err := b.linkPackages(ctx, c); err != nil {
 		return err
 	}
-	if err := newDisk(ctx, c.Cache, b.ScratchPath(), c.ScratchSize); err != nil {
+	if err := newDisk(ctx, c.Cache, scratchDisk, b.ScratchPath(), c.ScratchSize); err != nil {
 		return fmt.Errorf("scratch disk: %w", err)
 	}
 	for _, v := range b.Pod.Volumes {
 		if old != nil && keepVolume(b, old, v) {
 			continue
 		}
-		if err := newDisk(ctx, c.Cache, b.VolumePath(v.Name), v.Size); err != nil {
+		if err := newDisk(ctx, c.Cache, volumeDisk, b.VolumePath(v.Name), v.Size); err != nil {
 			return fmt.Errorf("volume %s: %w", v.Name, err)
 		}
 	}
@@ -212,11 +212,11 @@ func keepVolume(b, old *Bundle, v spec.Volume) bool {
 	return false
 }
 
-func newDisk(ctx context.Context, cache, path string, size int64) error {
+func newDisk(ctx context.Context, cache string, kind diskKind, path string, size int64) error {
 	if size == 0 {
 		size = DefaultDiskSize
 	}
-	empty, err := blank(ctx, cache, size)
+	empty, err := blank(ctx, cache, kind, size)
 	if err != nil {
 		return err
 	}

@@ -32,6 +32,14 @@ const (
 	SerialVolumes   = "volumes"           // virtio-blk serial of the concatenation of volumes too many for a device each
 )
 
+// Directories at the top of the writable disks. The host makes them with the disk, because the guest's kernel would spread such over
+// the whole of it; the guest makes those that it does not find.
+const (
+	ScratchContainers = "c"     // for each container, by its ID: what it has written
+	ScratchLogs       = "logs"  // for each container, by its ID: its log
+	VolumeData        = "_data" // of a volume: what is mounted into containers
+)
+
 // VolumeSerial is the virtio-blk serial of the i-th volume disk (at most 20 bytes, virtio's limit).
 func VolumeSerial(i int) string { return "volume" + strconv.Itoa(i) }
 

@@ -22,9 +22,6 @@ import (
 // file is a file that docker puts into every container.
 type file struct{ target, content string }
 
-// volumeData is the directory of a volume's file system that is mounted.
-const volumeData = "_data"
-
 // prepare mounts the container's root and fills its volumes, once per machine.
 func (c *Container) prepare() error {
 	c.prepared.mu.Lock()
@@ -33,7 +30,7 @@ func (c *Container) prepare() error {
 		return nil
 	}
 	p := c.pod
-	writable := filepath.Join(p.cfg.Scratch, "c", c.ID())
+	writable := filepath.Join(p.cfg.Scratch, spec.ScratchContainers, c.ID())
 	upper, work := filepath.Join(writable, "upper"), filepath.Join(writable, "work")
 	for _, d := range []string{upper, work, p.dir(c, "rootfs")} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
@@ -96,14 +93,14 @@ func (c *Container) furnish(root string) error {
 		if err != nil {
 			return err
 		}
-		data := filepath.Join(base, volumeData)
+		data := filepath.Join(base, spec.VolumeData)
 		if err := os.Mkdir(data, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 			return fmt.Errorf("volume %s: %w", m.Source, err)
 		}
 		if m.NoCopy {
 			continue
 		}
-		if err := rootfs.CopyUp(root, m.Target, base, volumeData, used); err != nil {
+		if err := rootfs.CopyUp(root, m.Target, base, spec.VolumeData, used); err != nil {
 			return fmt.Errorf("volume %s: %w", m.Source, err)
 		}
 	}
@@ -129,7 +126,7 @@ func (c *Container) mounts() ([]container.Mount, error) {
 			if err != nil {
 				return nil, err
 			}
-			out = append(out, container.Mount{Source: filepath.Join(base, volumeData), Target: target, ReadOnly: m.ReadOnly})
+			out = append(out, container.Mount{Source: filepath.Join(base, spec.VolumeData), Target: target, ReadOnly: m.ReadOnly})
 		case spec.MountTmpfs:
 			flags, data, err := tmpfsOptions(m.Options)
 			if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -85,7 +86,7 @@ const drainGrace = time.Second
 
 func newContainer(p *Pod, index int, files []file) (*Container, error) {
 	doc := &p.cfg.Pod.Containers[index]
-	log, err := openLog(p.cfg.Scratch+"/logs/"+doc.ID, logLimit)
+	log, err := openLog(filepath.Join(p.cfg.Scratch, spec.ScratchLogs, doc.ID), logLimit)
 	if err != nil {
 		return nil, err
 	}
