@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -50,10 +51,13 @@ func rehearse(ctx context.Context, m *vmm.Machine, cache string, wire spec.Netwo
 			return err
 		}
 	}
-	for range 2 {
-		if err := rehearsal(ctx, m, spec.Placement{
-			Layers: []spec.Extent{{DiffID: rehearsalDiffID, Length: size}}, Network: wire, Rehearsal: true,
-		}); err != nil {
+	// An image of one layer, and one of two: there the guest has to cut the drive.
+	for layers := 1; layers <= 2; layers++ {
+		p := spec.Placement{Network: wire, Rehearsal: true}
+		for i := range layers {
+			p.Layers = append(p.Layers, spec.Extent{DiffID: rehearsalDigest(i), Length: size})
+		}
+		if err := rehearsal(ctx, m, p); err != nil {
 			return fmt.Errorf("rehearse: %w", err)
 		}
 		m.Disconnect() // the next host begins a new session, too
@@ -80,16 +84,27 @@ func rehearsalNetwork(w *vmm.Wire) spec.Network {
 // memoryPath is a name of a file that has none.
 func memoryPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 
-var rehearsalDiffID = spec.PodDigest([]byte(rehearsalProgram)) // any digest will do
+// rehearsalDigest is the digest of the i-th layer. Any will do.
+func rehearsalDigest(i int) string { return spec.PodDigest([]byte{byte(i)}) }
+
+// rehearsalPod is a pod of one container that has of everything what most images have.
+func rehearsalPod(layers []spec.Extent) *spec.Pod {
+	c := spec.Container{
+		ID: rehearsalDigest(0)[len("sha256:"):], Name: rehearsalProgram, Created: time.Unix(0, 0).UTC(),
+		Image:      spec.Image{Ref: rehearsalProgram + ":latest", ConfigID: rehearsalDigest(0)},
+		Entrypoint: []string{rehearsalProgram}, Cmd: []string{"one", "two"}, WorkingDir: "/root", StopSignal: "SIGTERM",
+		Env:    []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"},
+		Labels: map[string]string{"one": "1", "two": "2"}, ExposedPorts: []string{"80/tcp"},
+	}
+	for _, l := range layers {
+		c.Image.Layers = append(c.Image.Layers, l.DiffID)
+	}
+	return &spec.Pod{Version: spec.PodVersion, Name: rehearsalProgram, Containers: []spec.Container{c}}
+}
 
 // rehearsal launches the pod and reads what the guest says until it ends the stream.
 func rehearsal(ctx context.Context, m *vmm.Machine, p spec.Placement) error {
-	pod := spec.Pod{Version: spec.PodVersion, Name: rehearsalProgram, Containers: []spec.Container{{
-		ID: spec.PodDigest(nil)[len("sha256:"):], Name: rehearsalProgram, Cmd: []string{"/" + rehearsalProgram},
-		Env:   []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
-		Image: spec.Image{ConfigID: rehearsalDiffID, Layers: []string{rehearsalDiffID}},
-	}}}
-	doc, err := pod.Encode()
+	doc, err := rehearsalPod(p.Layers).Encode()
 	if err != nil {
 		return err
 	}
@@ -168,23 +183,39 @@ func rehearsalLayer() (*os.File, error) {
 	return f, nil
 }
 
+// writeRehearsalLayer writes what most images have: directories for the mounts of a container, its users, and programs where PATH
+// leads over a link.
 func writeRehearsalLayer(f *os.File) error {
 	w, err := erofs.NewWriter(f, erofs.Options{})
 	if err != nil {
 		return err
 	}
 	defer w.Close()
-	for name, program := range map[string][]byte{
-		rehearsalProgram:     executable(programBase, nil, interpreterPath),
-		rehearsalInterpreter: executable(interpreterBase, rehearsalCode(), rehearsalStrings),
+	dirs := map[string]*erofs.Inode{"/": w.Root()}
+	for _, name := range []string{"/dev", "/etc", "/proc", "/root", "/run", "/sys", "/tmp", "/usr", "/usr/bin", "/var"} {
+		dirs[name] = &erofs.Inode{Mode: erofs.TypeDirectory | 0o755}
+		if err := dirs[path.Dir(name)].Put(path.Base(name), dirs[name]); err != nil {
+			return err
+		}
+	}
+	for name, target := range map[string]string{"/bin": "usr/bin", "/usr/bin/sh": rehearsalProgram} {
+		if err := dirs[path.Dir(name)].Put(path.Base(name), &erofs.Inode{Mode: erofs.TypeSymlink | 0o777, Target: target}); err != nil {
+			return err
+		}
+	}
+	for name, data := range map[string][]byte{
+		"/etc/passwd":        []byte("root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/usr/sbin:/usr/sbin/nologin\n"),
+		"/etc/group":         []byte("root:x:0:\ndaemon:x:1:\nadm:x:4:daemon,root\n"),
+		rehearsalPath:        executable(programBase, programSize, nil, interpreterPath),
+		rehearsalInterpreter: executable(interpreterBase, interpreterSize, rehearsalCode(), rehearsalStrings),
 	} {
-		c, err := w.Content(bytes.NewReader(program), int64(len(program)))
+		c, err := w.Content(bytes.NewReader(data), int64(len(data)))
 		if err != nil {
 			return err
 		}
 		file := &erofs.Inode{Mode: erofs.TypeRegular | 0o755}
 		file.SetContent(c)
-		if err := w.Root().Put(name, file); err != nil {
+		if err := dirs[path.Dir(name)].Put(path.Base(name), file); err != nil {
 			return err
 		}
 	}

@@ -12,19 +12,24 @@ import (
 // does what a C library does before main, and then what small programs do. None of it has an effect; results are not looked at.
 const (
 	rehearsalProgram     = "rehearsal"
-	rehearsalInterpreter = "interpreter"
+	rehearsalPath        = "/usr/bin/" + rehearsalProgram
+	rehearsalInterpreter = "/usr/bin/interpreter"
 	rehearsalWord        = "ready\n"
 
 	programBase     = 0x400000
+	programSize     = 3 << 20 // of the code: more than is read ahead at once
 	interpreterBase = 0x10000000
-	fileSize        = 1 << 20                    // of each: more than is read ahead at once
-	stringsOffset   = 0x200                      // in the file, behind its headers
-	codeOffset      = 0x1000                     // at the next page
-	roomAddress     = interpreterBase + fileSize // of memory to write to, behind the file's
-	roomSize        = 0x4000
+	interpreterSize = 1 << 20
+	stringsOffset   = 0x200  // in the file, behind its headers
+	codeOffset      = 0x1000 // at the next page
+	dataSize        = 0x8e80 // in the file, behind the code; not whole pages, as in most programs
+	roomSize        = 0x4000 // behind the data; in the file there is none of it
+	programData     = programBase + programSize
+	interpreterData = interpreterBase + interpreterSize
+	roomAddress     = (interpreterData + dataSize + 0xfff) &^ 0xfff
 
-	programPath      = "/" + rehearsalProgram + "\x00"
-	interpreterPath  = "/" + rehearsalInterpreter + "\x00"
+	programPath      = rehearsalPath + "\x00"
+	interpreterPath  = "/bin/interpreter\x00"
 	exePath          = "/proc/self/exe\x00"
 	nullPath         = "/dev/null\x00"
 	rehearsalStrings = programPath + exePath + nullPath + rehearsalWord
@@ -58,7 +63,7 @@ func rehearsalCode() []byte {
 	a.call(unix.SYS_PREAD64, 3, room, 0x38, 0x40)
 	a.call(unix.SYS_NEWFSTATAT, cwd, self, room)
 	a.call(unix.SYS_FSTAT, 3, room)
-	a.call(unix.SYS_MMAP, 0, fileSize, unix.PROT_READ, unix.MAP_PRIVATE|unix.MAP_DENYWRITE, 3)
+	a.call(unix.SYS_MMAP, 0, programSize, unix.PROT_READ, unix.MAP_PRIVATE|unix.MAP_DENYWRITE, 3)
 	a.touch(false)
 	a.call(unix.SYS_MMAP, 0, 4*page, rw, unix.MAP_PRIVATE, 3, 0x20000)
 	a.touch(false)
@@ -67,13 +72,24 @@ func rehearsalCode() []byte {
 	a.call(unix.SYS_SET_TID_ADDRESS, room)
 	a.call(unix.SYS_SET_ROBUST_LIST, room, 24)
 	a.call(unix.SYS_RSEQ, room+0x400, 32, 0, 0x53053053)
-	for at := uint32(0x10000); at < fileSize; at += 0xf000 { // more than is mapped around a fault
+	for at := uint32(0x10000); at < programSize; at += 0xf000 { // more than is mapped around a fault
 		a.load(programBase + at)
 		a.touch(false)
-		a.load(interpreterBase + at)
-		a.touch(at&0x10000 == 0)
+		if at < interpreterSize {
+			a.load(interpreterBase + at)
+			a.touch(false)
+		}
 	}
-	a.call(unix.SYS_MPROTECT, interpreterBase+0x20000, 4*page, unix.PROT_READ)
+	for at := uint32(0); at < dataSize; at += page {
+		a.load(interpreterData + at)
+		if at&page == 0 { // some of it is read before it is written to
+			a.touch(false)
+		}
+		a.touch(true)
+	}
+	a.call(unix.SYS_MPROTECT, interpreterData, 4*page, unix.PROT_READ)
+	a.call(unix.SYS_MPROTECT, programData, page, unix.PROT_READ)
+	a.call(unix.SYS_MPROTECT, interpreterBase+0x80000, 0x20000, unix.PROT_READ|unix.PROT_WRITE|unix.PROT_EXEC)
 	a.call(unix.SYS_MPROTECT, interpreterBase+0x80000, 0x20000, unix.PROT_READ|unix.PROT_EXEC)
 
 	// The C library.
@@ -165,14 +181,14 @@ func (a *assembler) child(code func(*assembler)) {
 	*a = append(binary.LittleEndian.AppendUint32(*a, uint32(len(c))), c...)
 }
 
-// executable is a program for x86-64 at a fixed address, with strings in its first page and code in its second. A program
-// without code has the path of an interpreter for strings.
-func executable(base uint64, code []byte, data string) []byte {
+// executable is a program for x86-64 at a fixed address, of that size, with strings in its first page and code in its second, and
+// data behind it. A program without code has the path of an interpreter for strings.
+func executable(base, size uint64, code []byte, text string) []byte {
 	const header, entry = 64, 56
 	le := binary.LittleEndian
-	segments := 1
+	segments := 2
 	if code == nil {
-		segments = 2
+		segments = 3
 	}
 	b := []byte{0x7f, 'E', 'L', 'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 	b = le.AppendUint16(le.AppendUint16(b, 2), 62) // executable, x86-64
@@ -191,12 +207,13 @@ func executable(base uint64, code []byte, data string) []byte {
 		}
 	}
 	if code == nil {
-		segment(3, 4, stringsOffset, uint64(len(data)), uint64(len(data)), 1) // PT_INTERP
+		segment(3, 4, stringsOffset, uint64(len(text)), uint64(len(text)), 1) // PT_INTERP
 	}
-	segment(1, 7, 0, fileSize, fileSize+roomSize, 0x1000) // PT_LOAD
-	file := bytes.Repeat([]byte{0xcc}, fileSize)
+	segment(1, 5, 0, size, size, 0x1000)                     // PT_LOAD: read and executed
+	segment(1, 6, size, dataSize, dataSize+roomSize, 0x1000) // and one that is read and written
+	file := bytes.Repeat([]byte{0xcc}, int(size+dataSize))
 	copy(file, b)
-	copy(file[stringsOffset:], data)
+	copy(file[stringsOffset:], text)
 	copy(file[codeOffset:], code)
 	return file
 }

@@ -11,14 +11,21 @@ import (
 func TestRehearsalProgram(t *testing.T) {
 	machineNeeds(t)
 	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "usr/bin"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("usr/bin", filepath.Join(dir, "bin")); err != nil {
+		t.Fatal(err)
+	}
 	for name, b := range map[string][]byte{
-		rehearsalProgram: executable(programBase, nil, interpreterPath), rehearsalInterpreter: executable(interpreterBase, rehearsalCode(), rehearsalStrings),
+		rehearsalPath:        executable(programBase, programSize, nil, interpreterPath),
+		rehearsalInterpreter: executable(interpreterBase, interpreterSize, rehearsalCode(), rehearsalStrings),
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), b, 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
-	out, err := exec.Command("chroot", dir, "/"+rehearsalProgram).CombinedOutput()
+	out, err := exec.Command("chroot", dir, rehearsalPath).CombinedOutput()
 	if err != nil || string(out) != rehearsalWord {
 		t.Errorf("got %q and %v, want %q", out, err, rehearsalWord)
 	}
