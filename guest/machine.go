@@ -18,6 +18,7 @@ import (
 	"github.com/kcradle/kcradle/guest/disk"
 	"github.com/kcradle/kcradle/guest/early"
 	"github.com/kcradle/kcradle/guest/network"
+	"github.com/kcradle/kcradle/guest/pod"
 	"github.com/kcradle/kcradle/spec"
 	"github.com/kcradle/kcradle/vmm/channel"
 )
@@ -27,7 +28,8 @@ const runDir = "/run/kcradle"
 
 const cgroupRoot = "/sys/fs/cgroup"
 
-// keptCgroup is one that stays after a rehearsal, empty.
+// keptCgroup is one that stays for ever, empty: the kernel rewrites its own code when the first of its cgroups comes, and when the
+// last one goes.
 const keptCgroup = cgroupRoot + "/kept"
 
 // machine is the real one.
@@ -237,9 +239,11 @@ func (m *machine) Clear() error {
 		errs = append(errs, disk.Remove(name))
 	}
 	m.mounted, m.others, m.cut = nil, nil, nil
-	// The kernel rewrites its own code when the first of its cgroups comes, and when the last one goes.
-	if err := os.Mkdir(keptCgroup, 0o755); !errors.Is(err, fs.ErrExist) {
-		errs = append(errs, err)
+	// The kernel makes a hundred files for a cgroup: the next pod finds that of its first container made.
+	for _, dir := range []string{keptCgroup, filepath.Join(cgroupRoot, pod.CgroupName(0))} {
+		if err := os.Mkdir(dir, 0o755); !errors.Is(err, fs.ErrExist) {
+			errs = append(errs, err)
+		}
 	}
 	// Nothing is mounted below any more, or the removal fails and harms nothing: layers are read-only.
 	errs = append(errs, os.RemoveAll(runDir), network.Down())

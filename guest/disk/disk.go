@@ -145,8 +145,9 @@ func MountWritable(d Drive, dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	// Every block bitmap would be read, or made up, right after the mount, by a thread of the kernel: most are never needed.
-	err := unix.Mount(d.Path, dir, "ext4", unix.MS_NOATIME, "discard,errors=remount-ro,no_prefetch_block_bitmaps")
+	// Every block bitmap would be read, or made up, right after the mount, by a thread of the kernel: most are never needed. And
+	// a third of the mount would be a list of all blocks that no file may have, against disks that others have damaged.
+	err := unix.Mount(d.Path, dir, "ext4", unix.MS_NOATIME, "discard,errors=remount-ro,no_prefetch_block_bitmaps,noblock_validity")
 	if err != nil {
 		if ok, merr := isExt4(d.Path); merr == nil && !ok {
 			return fmt.Errorf("%s holds no ext4 file system; the host makes it when it makes the disk", d.Path)

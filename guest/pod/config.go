@@ -30,8 +30,8 @@ func (c *Container) prepare() error {
 		return nil
 	}
 	p := c.pod
-	writable := filepath.Join(p.cfg.Scratch, spec.ScratchContainers, c.ID())
-	upper, work := filepath.Join(writable, "upper"), filepath.Join(writable, "work")
+	writable := p.cfg.Scratch + "/" + spec.ScratchContainers + "/" + c.ID()
+	upper, work := writable+"/upper", writable+"/work"
 	for _, d := range []string{upper, work, p.dir(c, "rootfs")} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return err

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -86,7 +85,7 @@ const drainGrace = time.Second
 
 func newContainer(p *Pod, index int, files []file) (*Container, error) {
 	doc := &p.cfg.Pod.Containers[index]
-	log, err := openLog(filepath.Join(p.cfg.Scratch, spec.ScratchLogs, doc.ID), logLimit)
+	log, err := openLog(p.cfg.Scratch+"/"+spec.ScratchLogs+"/"+doc.ID, logLimit)
 	if err != nil {
 		return nil, err
 	}
@@ -221,6 +220,9 @@ func (c *Container) giveUp(err error) {
 	c.pod.evaluate()
 }
 
+// CgroupName is the name of the i-th container's cgroup.
+func CgroupName(i int) string { return "c" + strconv.Itoa(i) }
+
 func (c *Container) launch(restarts int) error {
 	if err := c.prepare(); err != nil {
 		return err
@@ -233,7 +235,7 @@ func (c *Container) launch(restarts int) error {
 	cfg.Process.Size = c.size
 	size, limits := c.size, c.limits
 	c.mu.Unlock()
-	cgroup, err := container.NewCgroup(c.pod.cfg.Cgroup, c.ID(), &limits.LinuxResources)
+	cgroup, err := container.NewCgroup(c.pod.cfg.Cgroup, CgroupName(c.index), &limits.LinuxResources)
 	if err != nil {
 		return err
 	}

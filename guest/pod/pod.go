@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -355,7 +354,7 @@ func (p *Pod) volume(name string) (base string, used bool, err error) {
 }
 
 func (p *Pod) dir(c *Container, parts ...string) string {
-	return filepath.Join(append([]string{p.cfg.Run, "c", c.ID()}, parts...)...)
+	return strings.Join(append([]string{p.cfg.Run, "c", c.ID()}, parts...), "/") // filepath.Join would look at each byte of it
 }
 
 // events is the history of the pod, bounded, and those who listen to it.
