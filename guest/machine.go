@@ -55,6 +55,9 @@ func (m *machine) Early() (string, error) {
 	if err := early.Mount(); err != nil {
 		return "", err
 	}
+	if err := early.CalmMonitor(); err != nil {
+		m.log.Warn("the runtime's monitor wakes up often", "error", err)
+	}
 	if err := early.Controllers(cgroupRoot); err != nil {
 		return "", err
 	}
