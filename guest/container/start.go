@@ -175,6 +175,7 @@ func start(r *reap.Reaper, t *Table, p *Process, cgroup int) (*Running, error) {
 				res.err = &StartError{Code: 125, Msg: fmt.Sprintf("unable to start container process: %s: %v", s.Text(), errno), Err: errno}
 				return
 			}
+			t.child.leaveOut()
 			// On the heap: the child writes it while it shares our memory.
 			out := new(outcome)
 			res.pid, res.pidfd, res.err = cloneSteps(t.flags, cgroup, t.child.steps, regs, out)
