@@ -56,7 +56,7 @@ type supervisor struct {
 
 	machine *vmm.Machine
 	mode    network.Mode
-	beside  func() // what is done once the first container has started; nil: nothing
+	beside  func() // what is done once the start is over; nil: nothing
 
 	mu   sync.Mutex
 	held []net.Conn // to other kcradles that wait for the end of this process
@@ -75,10 +75,15 @@ type (
 		signal spec.Signal
 		reply  chan error // nil: nobody waits
 	}
-	outputEnd  struct{ err error }
-	detachAsk  struct{}
-	clockAsked struct{ echo int64 }
+	outputEnd   struct{ err error }
+	firstOutput struct{}
+	detachAsk   struct{}
+	clockAsked  struct{ echo int64 }
 )
+
+// silentStart is how long a container may run without a word until its start counts as over. What is done then would take
+// processors that the start needs.
+const silentStart = time.Second
 
 // send gives the loop an event; false when the loop has ended.
 func (s *supervisor) send(e any) bool {
@@ -92,7 +97,6 @@ func (s *supervisor) send(e any) bool {
 
 // run is the whole life of a pod. The order of the first half is that of what QEMU needs.
 func (s *supervisor) run(ctx context.Context) (code int, err error) {
-	tuneRuntime()
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, forwarded...)
 	defer signal.Stop(signals)
@@ -129,7 +133,7 @@ func (s *supervisor) run(ctx context.Context) (code int, err error) {
 	return end.ExitCode, nil
 }
 
-// tuneRuntime keeps the supervisor small: it moves bytes, and there is one for every pod.
+// tuneRuntime keeps the supervisor small: it moves bytes, and there is one for every pod. It collects garbage at once.
 func tuneRuntime() {
 	runtime.GOMAXPROCS(min(runtime.NumCPU(), 4))
 	debug.SetGCPercent(50)
@@ -327,6 +331,7 @@ func (s *supervisor) read(conn net.Conn) error {
 	defer out.close()
 	buf := make([]byte, 64<<10)
 	r := newFrameReader(conn)
+	silent := true
 	for {
 		kind, payload, err := spec.ReadFrame(r, buf)
 		if err != nil {
@@ -340,6 +345,10 @@ func (s *supervisor) read(conn net.Conn) error {
 			}
 			if err := out.write(o, s.log); err != nil {
 				s.send(outputEnd{err})
+			}
+			if silent {
+				silent = false
+				s.send(firstOutput{})
 			}
 		case spec.FrameState:
 			var st spec.State
@@ -403,8 +412,12 @@ func (s *supervisor) loop(ctx context.Context, state *bundle.State) bundle.End {
 		lost     error // how the control stream ended
 		deaf     bool  // the guest took no answer
 		watchdog = newStoppedTimer()
+		silence  = newStoppedTimer()
+		starting = true
+		ran      bool // the first container
 	)
 	defer watchdog.Stop()
+	defer silence.Stop()
 	clock := time.NewTicker(clockEvery)
 	defer clock.Stop()
 	jumps := watchClock(ctx, s.log)
@@ -420,6 +433,16 @@ func (s *supervisor) loop(ctx context.Context, state *bundle.State) bundle.End {
 	set := func() {
 		if err := s.bundle.SetState(*state); err != nil {
 			s.log.Error("the state on disk is old", "error", err)
+		}
+	}
+	started := func() {
+		if !starting {
+			return
+		}
+		starting = false
+		tuneRuntime()
+		if s.beside != nil {
+			s.beside()
 		}
 	}
 	stop := func(ask stopAsked) {
@@ -453,6 +476,8 @@ func (s *supervisor) loop(ctx context.Context, state *bundle.State) bundle.End {
 			sayTime(spec.Clock{})
 		case <-jumps:
 			sayTime(spec.Clock{})
+		case <-silence.C:
+			started()
 		case <-watchdog.C:
 			s.log.Error("the guest did not stop in time and is killed")
 			killed = true
@@ -476,11 +501,13 @@ func (s *supervisor) loop(ctx context.Context, state *bundle.State) bundle.End {
 				first := state.Containers[0]
 				if first.Status != spec.StatusCreated && first.Error == "" {
 					s.tell(startReport{})
-					if s.beside != nil {
-						s.beside()
-						s.beside = nil
+					ran = true
+					if starting {
+						silence.Reset(silentStart)
 					}
 				}
+			case firstOutput:
+				started()
 			case clockAsked:
 				sayTime(spec.Clock{Now: time.Now(), Echo: e.echo})
 			case launchErr:
@@ -523,6 +550,9 @@ func (s *supervisor) loop(ctx context.Context, state *bundle.State) bundle.End {
 				s.letGoOfTerminal()
 			}
 		}
+	}
+	if ran { // and ended without a word
+		started()
 	}
 	return s.verdict(state, s.machine.Wait(), done, failure, stopping != nil, killed, lost)
 }
