@@ -33,7 +33,7 @@ bench: build ## measure against bare QEMU and against docker
 
 soak: build ## many starts and stops: pods per second, memory of idle pods, what a thousand starts leave behind
 	hack/deps test
-	for kind in rate idle soak; do $(GO) run ./hack/load $$kind || exit 1; done
+	for kind in rate idle soak exec; do $(GO) run ./hack/load $$kind || exit 1; done
 
 kernel: ## build the guest kernel from Debian's source again, to the same bytes
 	kernel/build.sh kernel

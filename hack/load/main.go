@@ -3,6 +3,7 @@
 //	go run ./hack/load rate  [-n 200] [-parallel 8]   # pods per second, in each way to start them, and over docker
 //	go run ./hack/load idle  [-n 100] [-parallel 8]   # memory of pods that wait, and of docker's containers
 //	go run ./hack/load soak  [-n 1000] [-parallel 4]  # many starts and stops; what is left of them afterwards
+//	go run ./hack/load exec  [-n 1000] [-parallel 4]  # many starts, each with an exec at once
 //
 // after make build, as root. It ends with 1 when a start failed or something was left behind.
 package main
@@ -46,6 +47,7 @@ var kinds = []struct {
 	{"rate", 200, 8, "docker,pool,template,cold", (*load).rate},
 	{"idle", 100, 8, "docker,template", (*load).idle},
 	{"soak", 1000, 4, "pool,template", (*load).soak},
+	{"exec", 1000, 4, "pool,template", (*load).execs},
 }
 
 func main() {
@@ -79,7 +81,7 @@ func main() {
 }
 
 func usage() {
-	fmt.Fprintln(os.Stderr, "usage: load rate|idle|soak [-n N] [-parallel N] [-ways LIST]")
+	fmt.Fprintln(os.Stderr, "usage: load rate|idle|soak|exec [-n N] [-parallel N] [-ways LIST]")
 	os.Exit(2)
 }
 
