@@ -50,10 +50,10 @@ func TestEmulated(t *testing.T) {
 		in   Emulation
 		want string
 	}{
-		{"one processor", Emulation{CPUs: 1, TSCKHz: 2596120}, "tsc_early_khz=2596120 tsc=reliable mitigations=off nolapic_timer"},
-		{"several", Emulation{CPUs: 2, TSCKHz: 2596120}, "tsc_early_khz=2596120 tsc=reliable lpj=10384480 mitigations=off"},
-		{"no constant counter", Emulation{CPUs: 1}, "mitigations=off nolapic_timer"},
-		{"neither", Emulation{CPUs: 4}, "mitigations=off"},
+		{"one processor", Emulation{CPUs: 1, TSCKHz: 2596120}, "tsc_early_khz=2596120 tsc=reliable mitigations=off GODEBUG=cpu.sse42=off nolapic_timer"},
+		{"several", Emulation{CPUs: 2, TSCKHz: 2596120}, "tsc_early_khz=2596120 tsc=reliable lpj=10384480 mitigations=off GODEBUG=cpu.sse42=off"},
+		{"no constant counter", Emulation{CPUs: 1}, "mitigations=off GODEBUG=cpu.sse42=off nolapic_timer"},
+		{"neither", Emulation{CPUs: 4}, "mitigations=off GODEBUG=cpu.sse42=off"},
 	} {
 		if got := Emulated(tc.in); got != tc.want {
 			t.Errorf("%s: got %q, want %q", tc.name, got, tc.want)
