@@ -19,6 +19,7 @@ const module = "github.com/kcradle/kcradle"
 const lattice = `
 spec: -                                            # the contract; the ground
 dockerapi: -                                       # the wire of the Docker API, for guest and daemon alike
+dockerapi/client: dockerapi                        # its other end
 internal/undo internal/need: -                     # small tools
 
 kernel/...: -                                      # an artefact and its command line

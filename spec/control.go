@@ -25,6 +25,10 @@ const (
 	FrameState  byte = 'S' // JSON State
 	FrameError  byte = 'E' // JSON Failure: the launch failed; the machine ends
 	FrameDone   byte = 'D' // JSON Done: file systems are synced and unmounted; the machine may be switched off
+
+	// Between a supervisor and other programs of its host alone, on the socket that also takes FrameSignal and FrameStop:
+	FrameWatch  byte = 'W' // from now on, tell the pod's state as it changes
+	FrameReport byte = 'R' // JSON of the bundle's State
 )
 
 // MaxFrame bounds the payload of a frame. Output frames are far smaller.

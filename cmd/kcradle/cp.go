@@ -16,6 +16,8 @@ import (
 
 	"github.com/moby/go-archive"
 	"github.com/spf13/cobra"
+
+	"github.com/kcradle/kcradle/dockerapi"
 )
 
 type cpOptions struct {
@@ -109,10 +111,9 @@ func readStat(h http.Header) (pathStat, error) {
 }
 
 func (t target) stat(ctx context.Context, p string) (pathStat, error) {
-	resp, err := newClient(t.bundle).stream(ctx, "HEAD", t.path("/archive"), url.Values{"path": {p}}, nil, nil)
+	resp, err := t.api().Stream(ctx, "HEAD", t.path("/archive"), url.Values{"path": {p}}, nil, nil)
 	if err != nil {
-		var e *apiError
-		if errors.As(err, &e) && e.status == http.StatusNotFound { // an answer to HEAD has no words
+		if dockerapi.Status(err) == http.StatusNotFound { // an answer to HEAD has no words
 			return pathStat{}, fmt.Errorf("could not find the file %s in %s: %w", p, t, os.ErrNotExist)
 		}
 		return pathStat{}, err
@@ -134,7 +135,7 @@ func copyOut(ctx context.Context, a *app, t target, inside, local string, o cpOp
 			inside = link
 		}
 	}
-	resp, err := newClient(t.bundle).stream(ctx, "GET", t.path("/archive"), url.Values{"path": {inside}}, nil, nil)
+	resp, err := t.api().Stream(ctx, "GET", t.path("/archive"), url.Values{"path": {inside}}, nil, nil)
 	if err != nil {
 		return err
 	}
@@ -213,7 +214,7 @@ func copyIn(ctx context.Context, a *app, local string, t target, inside string, 
 		content = prepared
 	}
 	header := http.Header{"Content-Type": {"application/x-tar"}}
-	resp, err := newClient(t.bundle).stream(ctx, "PUT", t.path("/archive"), q, header, content)
+	resp, err := t.api().Stream(ctx, "PUT", t.path("/archive"), q, header, content)
 	if err != nil {
 		return err
 	}

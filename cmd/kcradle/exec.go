@@ -16,6 +16,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/kcradle/kcradle/dockerapi"
+	"github.com/kcradle/kcradle/dockerapi/client"
 )
 
 type execOptions struct {
@@ -81,13 +82,13 @@ func execIn(ctx context.Context, a *app, arg string, o execOptions) (int, error)
 	if err != nil {
 		return exitOwnFailure, err
 	}
-	c := newClient(t.bundle)
+	c := t.api()
 	config := execConfig{
 		AttachStdin: o.Interactive && !o.Detach, AttachStdout: !o.Detach, AttachStderr: !o.Detach, Tty: o.TTY, Privileged: o.Privileged,
 		Cmd: o.Cmd, Env: env, User: o.User, WorkingDir: o.WorkDir, DetachKeys: o.DetachKeys, ConsoleSize: consoleSize(a),
 	}
 	var created struct{ ID string }
-	if err := c.do(ctx, "POST", t.path("/exec"), nil, config, &created); err != nil {
+	if err := c.Do(ctx, "POST", t.path("/exec"), nil, config, &created); err != nil {
 		return exitOwnFailure, err
 	}
 	start := map[string]any{"Detach": o.Detach, "Tty": o.TTY}
@@ -96,12 +97,12 @@ func execIn(ctx context.Context, a *app, arg string, o execOptions) (int, error)
 	}
 	path := "/exec/" + created.ID
 	if o.Detach {
-		if err := c.do(ctx, "POST", path+"/start", nil, start, nil); err != nil {
+		if err := c.Do(ctx, "POST", path+"/start", nil, start, nil); err != nil {
 			return startFailure(err), err
 		}
 		return 0, nil
 	}
-	conn, err := c.hijack(ctx, path+"/start", nil, start)
+	conn, err := c.Hijack(ctx, path+"/start", nil, start)
 	if err != nil {
 		return startFailure(err), err
 	}
@@ -121,7 +122,7 @@ func execIn(ctx context.Context, a *app, arg string, o execOptions) (int, error)
 		Running  bool
 		ExitCode *int
 	}
-	if err := c.do(ctx, "GET", path+"/json", nil, nil, &state); err != nil {
+	if err := c.Do(ctx, "GET", path+"/json", nil, nil, &state); err != nil {
 		return exitOwnFailure, err
 	}
 	if state.Running || state.ExitCode == nil {
@@ -132,14 +133,14 @@ func execIn(ctx context.Context, a *app, arg string, o execOptions) (int, error)
 
 // startFailure is docker's exit code for a command that could not be started.
 func startFailure(err error) int {
-	var e *apiError
-	if !errors.As(err, &e) {
+	e, ok := errors.AsType[*dockerapi.Error](err)
+	if !ok {
 		return exitOwnFailure
 	}
 	switch {
-	case strings.Contains(e.message, "not found") || strings.Contains(e.message, "no such file or directory"):
+	case strings.Contains(e.Error(), "not found") || strings.Contains(e.Error(), "no such file or directory"):
 		return exitNotFound
-	case e.status == http.StatusBadRequest || strings.Contains(e.message, "permission denied") || strings.Contains(e.message, "exec format error"):
+	case e.Status == http.StatusBadRequest || strings.Contains(e.Error(), "permission denied") || strings.Contains(e.Error(), "exec format error"):
 		return exitNotExec
 	}
 	return exitOwnFailure
@@ -186,12 +187,12 @@ func attach(ctx context.Context, a *app, arg string, noStdin bool, keys string) 
 	if err != nil {
 		return 1, err
 	}
-	c := newClient(t.bundle)
+	c := t.api()
 	var info struct {
 		State  struct{ Running bool }
 		Config struct{ Tty, OpenStdin bool }
 	}
-	if err := c.do(ctx, "GET", t.path("/json"), nil, nil, &info); err != nil {
+	if err := c.Do(ctx, "GET", t.path("/json"), nil, nil, &info); err != nil {
 		return 1, err
 	}
 	if !info.State.Running {
@@ -202,7 +203,7 @@ func attach(ctx context.Context, a *app, arg string, noStdin bool, keys string) 
 	if stdin {
 		q.Set("stdin", "1")
 	}
-	conn, err := c.hijack(ctx, t.path("/attach"), q, nil)
+	conn, err := c.Hijack(ctx, t.path("/attach"), q, nil)
 	if err != nil {
 		return 1, err
 	}
@@ -214,13 +215,13 @@ func attach(ctx context.Context, a *app, arg string, noStdin bool, keys string) 
 	ended := make(chan result, 1)
 	go func() {
 		var answer struct{ StatusCode int }
-		err := c.do(ctx, "POST", t.path("/wait"), nil, nil, &answer)
+		err := c.Do(ctx, "POST", t.path("/wait"), nil, nil, &answer)
 		ended <- result{answer.StatusCode, err}
 	}()
 	s := session{app: a, conn: conn, tty: info.Config.Tty, stdin: stdin, keys: keys,
 		resize: func(width, height int) error { return resizeTo(ctx, c, t.path("/resize"), width, height) },
 		signal: func(sig unix.Signal) error {
-			return c.do(ctx, "POST", t.path("/kill"), url.Values{"signal": {fmt.Sprint(int(sig))}}, nil, nil)
+			return c.Do(ctx, "POST", t.path("/kill"), url.Values{"signal": {fmt.Sprint(int(sig))}}, nil, nil)
 		}}
 	if err := s.run(ctx); err != nil {
 		if errors.Is(err, errDetached) {
@@ -245,7 +246,7 @@ func attach(ctx context.Context, a *app, arg string, noStdin bool, keys string) 
 // session carries a terminal or streams to and from something in the pod.
 type session struct {
 	app        *app
-	conn       *hijacked
+	conn       *client.Hijacked
 	tty, stdin bool
 	keys       string // detach keys
 	resize     func(width, height int) error

@@ -154,7 +154,7 @@ func followLog(ctx context.Context, b *bundle.Bundle, r *bundle.LogReader, p *lo
 		return err
 	}
 	defer changes.Close()
-	control, err := dialControl(ctx, b)
+	control, err := b.DialControl(ctx)
 	if err != nil {
 		return err
 	}
@@ -165,7 +165,7 @@ func followLog(ctx context.Context, b *bundle.Bundle, r *bundle.LogReader, p *lo
 		defer control.Close()
 		go func() {
 			defer close(ended)
-			_ = waitControl(ctx, control) // however it ended
+			_ = bundle.AwaitEnd(ctx, control) // however it ended
 		}()
 	}
 	changed := make(chan error)

@@ -248,7 +248,7 @@ func inspect(ctx context.Context, a *app, arg string) error {
 	var v any
 	if t.named {
 		var raw json.RawMessage
-		if err := newClient(t.bundle).do(ctx, "GET", t.path("/json"), nil, nil, &raw); err != nil {
+		if err := t.api().Do(ctx, "GET", t.path("/json"), nil, nil, &raw); err != nil {
 			return err
 		}
 		v = []json.RawMessage{raw}
@@ -290,7 +290,7 @@ func newEnv(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(a.Stdout, "export DOCKER_HOST=unix://%s\n", b.SocketPath(a.Root, vdockerSocket))
+			_, err = fmt.Fprintf(a.Stdout, "export DOCKER_HOST=unix://%s\n", b.SocketPath(a.Root, bundle.VdockerSocket))
 			return err
 		},
 	}

@@ -2,15 +2,11 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"net"
 	"net/url"
 	"strconv"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -62,66 +58,14 @@ func stop(ctx context.Context, a *app, arg string, timeout *int) error {
 		if timeout != nil {
 			q.Set("t", strconv.Itoa(*timeout))
 		}
-		err = newClient(t.bundle).do(ctx, "POST", t.path("/stop"), q, nil, nil)
+		err = t.api().Do(ctx, "POST", t.path("/stop"), q, nil, nil)
 	} else {
-		err = stopPod(ctx, t.bundle, timeout)
+		err = t.bundle.Stop(ctx, timeout)
 	}
 	if err != nil {
 		return err
 	}
 	_, err = fmt.Fprintln(a.Stdout, arg)
-	return err
-}
-
-// stopPod stops a pod and waits until its supervisor has given the bundle back. A pod that does not run is stopped.
-func stopPod(ctx context.Context, b *bundle.Bundle, timeout *int) error {
-	c, err := dialControl(ctx, b)
-	if c == nil || err != nil {
-		return err
-	}
-	defer c.Close()
-	raw, err := json.Marshal(spec.Stop{Timeout: timeout})
-	if err != nil {
-		return err
-	}
-	if err := spec.WriteFrame(c, spec.FrameStop, raw); err != nil {
-		return fmt.Errorf("stop %s: %w", b.Dir, err)
-	}
-	return waitControl(ctx, c)
-}
-
-// dialControl connects to the supervisor of a bundle; nil without an error when there is none.
-func dialControl(ctx context.Context, b *bundle.Bundle) (net.Conn, error) {
-	// A supervisor that has just begun, or is about to end, holds the lock without listening.
-	for wait := 2 * time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
-		pid, running := b.Running()
-		if !running {
-			return nil, nil
-		}
-		c, err := dialIn(ctx, b.RunDir(), controlSocket)
-		if err == nil {
-			return c, nil
-		}
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
-			return nil, fmt.Errorf("reach the supervisor (pid %d) of %s: %w", pid, b.Dir, err)
-		}
-	}
-}
-
-// waitControl waits for the end of the connection, which is the end of the supervisor.
-func waitControl(ctx context.Context, c net.Conn) error {
-	stop := context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
-	_, err := io.Copy(io.Discard, c)
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	var reset *net.OpError
-	if errors.As(err, &reset) { // it was killed: gone as well
-		return nil
-	}
 	return err
 }
 
@@ -159,50 +103,18 @@ func kill(ctx context.Context, a *app, arg, name string) error {
 	}
 	switch {
 	case t.named:
-		err = newClient(t.bundle).do(ctx, "POST", t.path("/kill"), url.Values{"signal": {strconv.Itoa(int(sig))}}, nil, nil)
+		err = t.api().Do(ctx, "POST", t.path("/kill"), url.Values{"signal": {strconv.Itoa(int(sig))}}, nil, nil)
 	case sig == 9:
 		now := 0
-		err = stopPod(ctx, t.bundle, &now)
+		err = t.bundle.Stop(ctx, &now)
 	default:
-		err = signalPod(ctx, t.bundle, spec.Signal{Signal: int(sig)})
+		err = t.bundle.Signal(ctx, spec.Signal{Signal: int(sig)})
 	}
 	if err != nil {
 		return err
 	}
 	_, err = fmt.Fprintln(a.Stdout, arg)
 	return err
-}
-
-func signalPod(ctx context.Context, b *bundle.Bundle, s spec.Signal) error {
-	c, err := dialControl(ctx, b)
-	if err != nil {
-		return err
-	}
-	if c == nil {
-		return fmt.Errorf("%s is not running", b.Dir)
-	}
-	defer c.Close()
-	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
-	raw, err := json.Marshal(s)
-	if err != nil {
-		return err
-	}
-	if err := spec.WriteFrame(c, spec.FrameSignal, raw); err != nil {
-		return fmt.Errorf("signal %s: %w", b.Dir, err)
-	}
-	_, answer, err := spec.ReadFrame(c, nil)
-	if err != nil {
-		return fmt.Errorf("signal %s: %w", b.Dir, err)
-	}
-	var done spec.Done
-	if err := json.Unmarshal(answer, &done); err != nil {
-		return fmt.Errorf("signal %s: %w", b.Dir, err)
-	}
-	if done.Message != "" {
-		return fmt.Errorf("signal %s: %s", b.Dir, done.Message)
-	}
-	return nil
 }
 
 func newWait(a *app) *cobra.Command {
@@ -225,19 +137,19 @@ func wait(ctx context.Context, a *app, arg string) error {
 	}
 	if t.named {
 		var answer struct{ StatusCode int }
-		if err := newClient(t.bundle).do(ctx, "POST", t.path("/wait"), nil, nil, &answer); err != nil {
+		if err := t.api().Do(ctx, "POST", t.path("/wait"), nil, nil, &answer); err != nil {
 			return err
 		}
 		_, err = fmt.Fprintln(a.Stdout, answer.StatusCode)
 		return err
 	}
-	c, err := dialControl(ctx, t.bundle)
+	c, err := t.bundle.DialControl(ctx)
 	if err != nil {
 		return err
 	}
 	if c != nil {
 		defer c.Close()
-		if err := waitControl(ctx, c); err != nil {
+		if err := bundle.AwaitEnd(ctx, c); err != nil {
 			return err
 		}
 	}
@@ -282,7 +194,7 @@ func rm(ctx context.Context, a *app, dir string, force bool) error {
 	}
 	if force {
 		now := 0
-		if err := stopPod(ctx, b, &now); err != nil {
+		if err := b.Stop(ctx, &now); err != nil {
 			return err
 		}
 	}

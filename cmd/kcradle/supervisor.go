@@ -15,7 +15,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
-	"strconv"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -30,12 +30,6 @@ import (
 	"github.com/kcradle/kcradle/share"
 	"github.com/kcradle/kcradle/spec"
 	"github.com/kcradle/kcradle/vmm"
-)
-
-// Sockets in the run directory.
-const (
-	vdockerSocket = "vdocker.sock" // the Docker Engine API of the pod
-	controlSocket = "control.sock" // frames of spec/control.go: Stop and Signal in; closed when the pod has ended
 )
 
 // supervisor owns one start of a pod: the lock of its bundle, the machine, the wire, the logs and the sockets. One
@@ -58,8 +52,10 @@ type supervisor struct {
 	mode    network.Mode
 	beside  func() // what is done once the start is over; nil: nothing
 
-	mu   sync.Mutex
-	held []net.Conn // to other kcradles that wait for the end of this process
+	mu      sync.Mutex
+	held    []net.Conn    // to other kcradles that wait for the end of this process
+	latest  bundle.State  // what the loop knows, as of its last change
+	changed chan struct{} // closed when latest is replaced
 }
 
 // Events of the loop.
@@ -188,8 +184,8 @@ func (s *supervisor) supervise(ctx context.Context, state *bundle.State, signals
 		s.log.Debug("kcradle ps will not find this bundle by itself", "error", err)
 	}
 	listeners := map[string]net.Listener{}
-	for _, name := range []string{vdockerSocket, controlSocket} {
-		l, err := listenIn(s.bundle.RunDir(), name)
+	for _, name := range []string{bundle.VdockerSocket, bundle.ControlSocket} {
+		l, err := s.bundle.Listen(name)
 		if err != nil {
 			return end, err
 		}
@@ -216,6 +212,7 @@ func (s *supervisor) supervise(ctx context.Context, state *bundle.State, signals
 		placement.Shares = append(placement.Shares, spec.Share{File: dir.File()})
 	}
 	state.MachinePid, state.Ports = s.machine.PID(), specPorts(p.wire.Ports())
+	s.publish(*state)
 	if err := s.bundle.SetState(*state); err != nil {
 		return end, err
 	}
@@ -225,7 +222,7 @@ func (s *supervisor) supervise(ctx context.Context, state *bundle.State, signals
 	u.Push(sync.OnceFunc(func() { close(s.gone) }))
 	wctx, stopWorkers := context.WithCancel(ctx)
 	u.Push(stopWorkers)
-	for name, serve := range map[string]func(context.Context, net.Conn){vdockerSocket: s.proxy, controlSocket: s.serveControl} {
+	for name, serve := range map[string]func(context.Context, net.Conn){bundle.VdockerSocket: s.proxy, bundle.ControlSocket: s.serveControl} {
 		u.Push(func() { listeners[name].Close() })
 		workers.Go(func() { s.accept(wctx, listeners[name], serve, &workers) })
 	}
@@ -276,7 +273,7 @@ func (s *supervisor) serveShare(ctx context.Context, i int, dir *share.Share) {
 
 // clean removes what an earlier supervisor left behind.
 func (s *supervisor) clean() error {
-	for _, name := range []string{vdockerSocket, controlSocket, "console.log"} {
+	for _, name := range []string{bundle.VdockerSocket, bundle.ControlSocket, "console.log"} {
 		if err := os.Remove(filepath.Join(s.bundle.RunDir(), name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("clean up after the last start: %w", err)
 		}
@@ -431,6 +428,7 @@ func (s *supervisor) loop(ctx context.Context, state *bundle.State) bundle.End {
 		}
 	}
 	set := func() {
+		s.publish(*state)
 		if err := s.bundle.SetState(*state); err != nil {
 			s.log.Error("the state on disk is old", "error", err)
 		}
@@ -555,6 +553,38 @@ func (s *supervisor) loop(ctx context.Context, state *bundle.State) bundle.End {
 		started()
 	}
 	return s.verdict(state, s.machine.Wait(), done, failure, stopping != nil, killed, lost)
+}
+
+// publish tells the watchers what the pod's state is now.
+func (s *supervisor) publish(state bundle.State) {
+	state.Containers = slices.Clone(state.Containers)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.latest = state
+	if s.changed != nil {
+		close(s.changed)
+	}
+	s.changed = make(chan struct{})
+}
+
+// watch writes the state to a client as it is and as it changes, until the client or the pod has gone.
+func (s *supervisor) watch(ctx context.Context, c net.Conn) {
+	for {
+		s.mu.Lock()
+		state, changed := s.latest, s.changed
+		s.mu.Unlock()
+		state.Version = bundle.Version
+		b, err := json.Marshal(state)
+		if err != nil || c.SetWriteDeadline(time.Now().Add(writePatience)) != nil || spec.WriteFrame(c, spec.FrameReport, b) != nil {
+			c.Close() // who does not read misses what follows, and is to notice
+			return
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 func (s *supervisor) update(state *bundle.State, news spec.State) {
@@ -710,45 +740,6 @@ func (s *supervisor) signals(ctx context.Context, in <-chan os.Signal) {
 	}
 }
 
-// listenIn listens on a Unix socket in a directory of any length: a socket's name is bounded, that of a descriptor is short.
-func listenIn(dir, name string) (net.Listener, error) {
-	d, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return nil, fmt.Errorf("listen: %w", err)
-	}
-	defer d.Close()
-	old := unix.Umask(0o177)
-	l, err := net.Listen("unix", "/proc/self/fd/"+strconv.Itoa(int(d.Fd()))+"/"+name)
-	unix.Umask(old)
-	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", filepath.Join(dir, name), err)
-	}
-	l.(*net.UnixListener).SetUnlinkOnClose(false)
-	return &namedListener{l, filepath.Join(dir, name)}, nil
-}
-
-// namedListener removes the socket's name when it is closed: its own name is gone with the descriptor.
-type namedListener struct {
-	net.Listener
-	path string
-}
-
-func (l *namedListener) Close() error {
-	os.Remove(l.path)
-	return l.Listener.Close()
-}
-
-// dialIn is the other side of listenIn.
-func dialIn(ctx context.Context, dir, name string) (net.Conn, error) {
-	d, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer d.Close()
-	var dialer net.Dialer
-	return dialer.DialContext(ctx, "unix", "/proc/self/fd/"+strconv.Itoa(int(d.Fd()))+"/"+name)
-}
-
 // accept serves a listener until it is closed.
 func (s *supervisor) accept(ctx context.Context, l net.Listener, serve func(context.Context, net.Conn), workers *sync.WaitGroup) {
 	for {
@@ -810,6 +801,10 @@ func closeWrite(c net.Conn, err error) {
 // the bundle back and ends, so that its end tells of the pod's.
 func (s *supervisor) serveControl(ctx context.Context, c net.Conn) {
 	stop := context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Unix(1, 0)) })
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	watchCtx, unwatch := context.WithCancel(ctx)
+	defer unwatch()
 	defer func() {
 		if stop() { // the client is gone, the pod is not
 			c.Close()
@@ -846,6 +841,8 @@ func (s *supervisor) serveControl(ctx context.Context, c net.Conn) {
 			case <-ctx.Done():
 				return
 			}
+		case spec.FrameWatch:
+			watching.Go(func() { s.watch(watchCtx, c) })
 		default:
 			return
 		}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -131,7 +130,7 @@ func TestLogsFollow(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := listenIn(b.RunDir(), controlSocket)
+	l, err := b.Listen(bundle.ControlSocket)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,37 +171,6 @@ func TestLogsFollow(t *testing.T) {
 	}
 	if err := <-followed; err != nil {
 		t.Error(err)
-	}
-}
-
-func TestListenIn(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), strings.Repeat("x", 200))
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	l, err := listenIn(dir, "s")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if fi, err := os.Stat(filepath.Join(dir, "s")); err != nil || fi.Mode().Perm() != 0o600 {
-		t.Errorf("the socket: got %v, %v; want mode 0600", fi, err)
-	}
-	go func() {
-		if c, err := l.Accept(); err == nil {
-			io.WriteString(c, "hello")
-			c.Close()
-		}
-	}()
-	c, err := dialIn(t.Context(), dir, "s")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if b, err := io.ReadAll(c); string(b) != "hello" || err != nil {
-		t.Errorf("read: got %q, %v", b, err)
-	}
-	l.Close()
-	if _, err := os.Stat(filepath.Join(dir, "s")); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the socket is still there: %v", err)
 	}
 }
 

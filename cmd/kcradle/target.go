@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/kcradle/kcradle/bundle"
+	"github.com/kcradle/kcradle/dockerapi/client"
 	"github.com/kcradle/kcradle/spec"
 )
 
@@ -50,6 +51,9 @@ func openTarget(arg string) (target, error) {
 	}
 	return t, nil
 }
+
+// api speaks to the pod's vdocker.
+func (t target) api() client.Client { return client.Client{Dial: t.bundle.DialVdocker} }
 
 // path is the container's path in the API, with more behind it.
 func (t target) path(more string) string { return "/containers/" + t.container.ID + more }

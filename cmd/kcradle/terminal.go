@@ -20,6 +20,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/kcradle/kcradle/bundle"
+	"github.com/kcradle/kcradle/dockerapi/client"
 	"github.com/kcradle/kcradle/spec"
 )
 
@@ -56,7 +57,7 @@ func (s *supervisor) stdin(ctx context.Context) {
 	if s.opts.Terminal {
 		s.resize(ctx)
 	}
-	conn, err := c.hijack(ctx, "/containers/"+s.pod.Containers[0].ID+"/attach", url.Values{"stream": {"1"}, "stdin": {"1"}}, nil)
+	conn, err := c.Hijack(ctx, "/containers/"+s.pod.Containers[0].ID+"/attach", url.Values{"stream": {"1"}, "stdin": {"1"}}, nil)
 	if err != nil {
 		if ctx.Err() == nil {
 			s.log.Warn("the container gets no standard input", "error", err)
@@ -90,8 +91,8 @@ func (s *supervisor) stdin(ctx context.Context) {
 }
 
 // guestClient speaks to vdocker without the socket in between.
-func (s *supervisor) guestClient() *client {
-	return &client{dial: func(ctx context.Context) (net.Conn, error) { return s.machine.Dial(ctx, spec.PortVdocker) }}
+func (s *supervisor) guestClient() client.Client {
+	return client.Client{Dial: func(ctx context.Context) (net.Conn, error) { return s.machine.Dial(ctx, spec.PortVdocker) }}
 }
 
 // resize tells the container the size of our terminal.
@@ -109,8 +110,8 @@ func (s *supervisor) resize(ctx context.Context) {
 	}
 }
 
-func resizeTo(ctx context.Context, c *client, path string, width, height int) error {
-	return c.do(ctx, "POST", path, url.Values{"w": {strconv.Itoa(width)}, "h": {strconv.Itoa(height)}}, nil, nil)
+func resizeTo(ctx context.Context, c client.Client, path string, width, height int) error {
+	return c.Do(ctx, "POST", path, url.Values{"w": {strconv.Itoa(width)}, "h": {strconv.Itoa(height)}}, nil, nil)
 }
 
 // letGoOfTerminal turns a supervisor with a terminal into a detached one.

@@ -1,4 +1,9 @@
-package main
+// Package client speaks the Docker Engine API to a server of this project over connections that its caller makes. The moby
+// client would do, and would bring OpenTelemetry along.
+//
+//	c := client.Client{Dial: bundle.DialVdocker}
+//	err := c.Do(ctx, "POST", "/containers/web/stop", nil, nil, nil)
+package client
 
 import (
 	"bufio"
@@ -13,42 +18,19 @@ import (
 	"net/url"
 	"strings"
 
-	"github.com/kcradle/kcradle/bundle"
+	"github.com/kcradle/kcradle/dockerapi"
 )
 
-// client speaks the Docker Engine API to a pod's vdocker, one connection for each request. The moby client would do,
-// and would bring OpenTelemetry along.
-type client struct {
-	dial func(ctx context.Context) (net.Conn, error)
+// Client asks one server, over a connection for each request.
+type Client struct {
+	Dial func(ctx context.Context) (net.Conn, error)
 }
-
-// newClient is a client of a running bundle.
-func newClient(b *bundle.Bundle) *client {
-	return &client{dial: func(ctx context.Context) (net.Conn, error) {
-		c, err := dialIn(ctx, b.RunDir(), vdockerSocket)
-		if err != nil {
-			if _, running := b.Running(); !running {
-				return nil, fmt.Errorf("%s is not running (start it: kcradle run -d %s)", b.Dir, b.Dir)
-			}
-			return nil, err
-		}
-		return c, nil
-	}}
-}
-
-// apiError is an answer that is no success.
-type apiError struct {
-	status  int
-	message string
-}
-
-func (e *apiError) Error() string { return e.message }
 
 // maxAnswer bounds what is read of an answer that is kept in memory.
 const maxAnswer = 16 << 20
 
-// do sends one request. body (JSON) and into may be nil.
-func (c *client) do(ctx context.Context, method, path string, query url.Values, body, into any) error {
+// Do sends one request. body (JSON) and into may be nil.
+func (c Client) Do(ctx context.Context, method, path string, query url.Values, body, into any) error {
 	var r io.Reader
 	header := http.Header{}
 	if body != nil {
@@ -59,7 +41,7 @@ func (c *client) do(ctx context.Context, method, path string, query url.Values, 
 		r = bytes.NewReader(b)
 		header.Set("Content-Type", "application/json")
 	}
-	resp, err := c.stream(ctx, method, path, query, header, r)
+	resp, err := c.Stream(ctx, method, path, query, header, r)
 	if err != nil {
 		return err
 	}
@@ -74,10 +56,11 @@ func (c *client) do(ctx context.Context, method, path string, query url.Values, 
 	return nil
 }
 
-// stream sends one request and returns its answer, which the caller closes.
-func (c *client) stream(ctx context.Context, method, path string, query url.Values, header http.Header, body io.Reader) (*http.Response, error) {
+// Stream sends one request and returns its answer, which the caller closes. An answer that is no success is a
+// [*dockerapi.Error].
+func (c Client) Stream(ctx context.Context, method, path string, query url.Values, header http.Header, body io.Reader) (*http.Response, error) {
 	t := &http.Transport{
-		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dial(ctx) },
+		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return c.Dial(ctx) },
 		DisableKeepAlives: true, DisableCompression: true,
 	}
 	u := url.URL{Scheme: "http", Host: "vdocker", Path: path, RawQuery: query.Encode()}
@@ -112,29 +95,29 @@ func refused(resp *http.Response) error {
 	if json.Unmarshal(b, &e) != nil || e.Message == "" {
 		e.Message = fmt.Sprintf("%s: %s", resp.Status, strings.TrimSpace(string(b)))
 	}
-	return &apiError{resp.StatusCode, e.Message}
+	return &dockerapi.Error{Status: resp.StatusCode, Err: errors.New(e.Message)}
 }
 
-// hijacked is a connection that has left HTTP: what was asked goes in, what runs answers.
-type hijacked struct {
+// Hijacked is a connection that has left HTTP: what was asked goes in, what runs answers.
+type Hijacked struct {
 	net.Conn
 	r *bufio.Reader
-	// multiplexed says that stdout and stderr come in frames.
-	multiplexed bool
+	// Multiplexed says that stdout and stderr come in frames.
+	Multiplexed bool
 }
 
-func (h *hijacked) Read(b []byte) (int, error) { return h.r.Read(b) }
+func (h *Hijacked) Read(b []byte) (int, error) { return h.r.Read(b) }
 
 // CloseWrite ends the input and lets output go on.
-func (h *hijacked) CloseWrite() error {
+func (h *Hijacked) CloseWrite() error {
 	if w, ok := h.Conn.(interface{ CloseWrite() error }); ok {
 		return w.CloseWrite()
 	}
 	return errors.ErrUnsupported
 }
 
-// hijack sends a POST that turns into a stream. body (JSON) may be nil.
-func (c *client) hijack(ctx context.Context, path string, query url.Values, body any) (*hijacked, error) {
+// Hijack sends a POST that turns into a stream. body (JSON) may be nil.
+func (c Client) Hijack(ctx context.Context, path string, query url.Values, body any) (*Hijacked, error) {
 	var b []byte
 	if body != nil {
 		var err error
@@ -150,7 +133,7 @@ func (c *client) hijack(ctx context.Context, path string, query url.Values, body
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Connection", "Upgrade")
 	req.Header.Set("Upgrade", "tcp")
-	conn, err := c.dial(ctx)
+	conn, err := c.Dial(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("ask the pod: %w", err)
 	}
@@ -172,5 +155,5 @@ func (c *client) hijack(ctx context.Context, path string, query url.Values, body
 		conn.Close()
 		return nil, err
 	}
-	return &hijacked{conn, r, strings.Contains(resp.Header.Get("Content-Type"), "multiplexed")}, nil
+	return &Hijacked{conn, r, strings.Contains(resp.Header.Get("Content-Type"), "multiplexed")}, nil
 }
