@@ -29,11 +29,17 @@ type Config struct {
 
 	ScratchSize int64 // bytes; zero: DefaultDiskSize
 
+	// Volumes are disks that outlive the bundle: where the one of each of these volumes lies. The others are the bundle's own.
+	Volumes map[string]string // name → file, absolute
+
 	// Portable copies layers and machine package instead of linking to them.
 	Portable bool
 	// Replace allows a bundle in the place. Its volumes are kept where the new pod has volumes of the same names and
 	// sizes; everything else of it goes. A running bundle is never replaced.
 	Replace bool
+
+	// Files are further files of the bundle, by name, for its owner alone: what another program knows of the pod.
+	Files map[string][]byte
 
 	Store, Writer string // see Meta
 }
@@ -159,6 +165,12 @@ func (b *Bundle) fill(ctx context.Context, c Config, old *Bundle) error {
 		return fmt.Errorf("scratch disk: %w", err)
 	}
 	for _, v := range b.Pod.Volumes {
+		if disk := c.Volumes[v.Name]; disk != "" {
+			if err := os.Symlink(disk, b.VolumePath(v.Name)); err != nil {
+				return fmt.Errorf("volume %s: %w", v.Name, err)
+			}
+			continue
+		}
 		if old != nil && keepVolume(b, old, v) {
 			continue
 		}
@@ -169,6 +181,14 @@ func (b *Bundle) fill(ctx context.Context, c Config, old *Bundle) error {
 	meta, err := json.MarshalIndent(b.Meta, "", "  ")
 	if err != nil {
 		return err
+	}
+	for name, content := range c.Files {
+		if err := os.WriteFile(filepath.Join(b.Dir, name), content, 0o600); err != nil {
+			return err
+		}
+		if err := syncFile(filepath.Join(b.Dir, name)); err != nil {
+			return err
+		}
 	}
 	// Environments hold secrets: the owner's eyes only.
 	if err := os.WriteFile(filepath.Join(b.Dir, podFile), b.PodJSON, 0o600); err != nil {
@@ -210,6 +230,37 @@ func keepVolume(b, old *Bundle, v spec.Volume) bool {
 		}
 	}
 	return false
+}
+
+// NewVolume makes the empty disk of a volume, of a size in bytes (zero: DefaultDiskSize).
+func NewVolume(ctx context.Context, cache, path string, size int64) error {
+	return newDisk(ctx, cache, volumeDisk, path, size)
+}
+
+// SetPod replaces the pod of a bundle: its next start is another one. Layers and volumes must be those it had.
+func (b *Bundle) SetPod(p *spec.Pod) error {
+	raw, err := p.Encode()
+	if err == nil {
+		err = writeAtomic(filepath.Join(b.Dir, podFile), raw, 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("change the pod of %s: %w", b.Dir, err)
+	}
+	b.Pod, b.PodJSON = p, raw
+	return nil
+}
+
+// SetFile replaces one of [Config.Files].
+func (b *Bundle) SetFile(name string, content []byte) error {
+	if err := writeAtomic(filepath.Join(b.Dir, name), content, 0o600); err != nil {
+		return fmt.Errorf("write %s: %w", filepath.Join(b.Dir, name), err)
+	}
+	return nil
+}
+
+// File reads one of [Config.Files].
+func (b *Bundle) File(name string) ([]byte, error) {
+	return readBounded(filepath.Join(b.Dir, name), maxMetaBytes)
 }
 
 func newDisk(ctx context.Context, cache string, kind diskKind, path string, size int64) error {

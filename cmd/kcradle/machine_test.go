@@ -42,7 +42,7 @@ func TestMachineConfig(t *testing.T) {
 	})
 	want := vmm.Config{
 		Name: "kcradle:shop", Engine: vmm.TCG, QEMU: "/qemu", Kernel: "/p/vmlinux", Initrd: "/p/initrd.cpio",
-		CommandLine: "quiet tsc_early_khz=2000000 tsc=reliable mitigations=off nolapic_timer",
+		CommandLine: "quiet tsc_early_khz=2000000 tsc=reliable mitigations=off GODEBUG=cpu.sse42=off nolapic_timer",
 		VCPUs:       1, Memory: 1280 << 20, Console: "/b/run/console.log",
 		Drives: []vmm.Drive{
 			{Serial: "scratch", Path: "/b/scratch.ext4"},

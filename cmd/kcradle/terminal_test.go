@@ -110,8 +110,9 @@ func TestTerminal(t *testing.T) {
 	c.send("until stty size | grep 44; do :; done\r")
 	c.expect("44 111")
 	c.expect("# ")
-	// A shell that changes the terminal's mode drops what was typed before: Ctrl-C comes once the command runs.
-	c.send("echo be''gun; sleep 1000\r")
+	// A shell that changes the terminal's mode drops what was typed before, and one that has not yet given the terminal away
+	// takes Ctrl-C for itself: it comes once the command in the foreground says so.
+	c.send("sh -c \"echo be''gun; exec sleep 1000\"\r")
 	c.expect("begun")
 	c.send("\x03")
 	c.expect("# ")

@@ -21,7 +21,7 @@ func TestParseSetting(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := s.commandLine("base", 2_000_000), "base tsc_early_khz=2000000 tsc=reliable mitigations=off nolapic_timer"; got != want {
+	if got, want := s.commandLine("base", 2_000_000), "base tsc_early_khz=2000000 tsc=reliable mitigations=off GODEBUG=cpu.sse42=off nolapic_timer"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	for _, bad := range []string{"", "=x", "a=", "a=b,smp=0", "a=b,smp=x", "a=b,what=1"} {
