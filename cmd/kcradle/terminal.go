@@ -236,8 +236,19 @@ func spawn(a *app, o runOptions, report *os.File, stdio [3]*os.File, terminal bo
 	return cmd, nil
 }
 
-// detach starts the supervisor in the background and waits until the container has started.
+// detach starts the supervisor in the background and says where the bundle is once the container has started.
 func detach(ctx context.Context, a *app, b *bundle.Bundle, o runOptions) (int, error) {
+	code, err := background(ctx, a, b, o)
+	if err != nil || code != 0 {
+		return code, err
+	}
+	_, err = fmt.Fprintln(a.Stdout, b.Dir)
+	return 0, err
+}
+
+// background starts a supervisor that outlives this process and waits until the container has started, or with Hold could be.
+// It returns the exit code of a container that could not.
+func background(ctx context.Context, a *app, b *bundle.Bundle, o runOptions) (int, error) {
 	if pid, running := b.Running(); running { // before its log is begun anew
 		return exitOwnFailure, fmt.Errorf("bundle %s %w (pid %d)", b.Dir, bundle.ErrRunning, pid)
 	}
@@ -264,26 +275,23 @@ func detach(ctx context.Context, a *app, b *bundle.Bundle, o runOptions) (int, e
 	if err != nil {
 		return exitOwnFailure, err
 	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }() // for a parent that lives on: nobody else would take its exit code
 	// Until it has started, it is ours to stop.
 	stop := context.AfterFunc(ctx, func() { cmd.Process.Signal(unix.SIGTERM) })
 	defer stop()
 	var report startReport
 	if err := json.NewDecoder(r).Decode(&report); err != nil {
-		werr := cmd.Wait()
-		return exitOwnFailure, fmt.Errorf("the supervisor ended before the container had started (%v); see %s", werr, log.Name())
+		return exitOwnFailure, fmt.Errorf("the supervisor ended before the container had started (%v); see %s", <-ended, log.Name())
 	}
 	if report.Error != "" || report.Code != 0 {
-		cmd.Wait() // its exit code is in the report
+		<-ended // its exit code is in the report
 		if report.Error == "" {
 			return report.Code, nil
 		}
 		return report.Code, errors.New(report.Error)
 	}
-	if err := cmd.Process.Release(); err != nil {
-		return exitOwnFailure, err
-	}
-	_, err = fmt.Fprintln(a.Stdout, b.Dir)
-	return 0, err
+	return 0, nil
 }
 
 // superviseTerminal runs the supervisor in a session of its own, on our terminal, so that the user can leave it with

@@ -27,6 +27,7 @@ func verbs() []verb {
 		{groupAttestation, newCerts},
 		{groupAttestation, newSNP},
 		{groupHost, newDoctorCommand},
+		{groupHost, newDaemon},
 		{groupHost, newTemplate},
 		{groupHost, newPool},
 		{groupHost, newPackage},

@@ -1,0 +1,399 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/api/types/network"
+
+	"github.com/kcradle/kcradle/bundle"
+	"github.com/kcradle/kcradle/dockerapi"
+	"github.com/kcradle/kcradle/dockerapi/client"
+	"github.com/kcradle/kcradle/spec"
+)
+
+// recordFile is what the daemon knows of a container beside its bundle.
+const recordFile = "docker.json"
+
+// recordVersion is the version of that file.
+//
+// History:
+//   - 1: first version.
+const recordVersion = 1
+
+// record is that file.
+type record struct {
+	Version     int                       `json:"version"`
+	Name        string                    `json:"name"`
+	Config      container.Config          `json:"config"` // with the image's own merged in, as inspect shows it
+	HostConfig  container.HostConfig      `json:"host_config"`
+	Networking  *network.NetworkingConfig `json:"networking,omitempty"`
+	Network     string                    `json:"network"`                // mode of the machine's wire
+	Stopped     bool                      `json:"stopped,omitempty"`      // by somebody's will: no policy starts it again
+	Anonymous   []string                  `json:"anonymous,omitempty"`    // volumes that go with rm -v
+	StartError  string                    `json:"start_error,omitempty"`  // why the last start failed
+	StartedCode int                       `json:"started_code,omitempty"` // the exit code that goes with it
+}
+
+func (r *record) parse(raw []byte) error {
+	if err := json.Unmarshal(raw, r); err != nil {
+		return err
+	}
+	if r.Version < 1 || r.Version > recordVersion {
+		return fmt.Errorf("version %d: %w", r.Version, spec.ErrNewer)
+	}
+	return nil
+}
+
+// Container is one container: a bundle, and while it runs a supervisor.
+type Container struct {
+	d  *Daemon
+	id string
+	b  *bundle.Bundle
+
+	// life is held by one act at a time that begins or ends a machine, or removes the container.
+	life sync.Mutex
+
+	mu       sync.Mutex
+	rec      record
+	state    spec.State
+	ports    []spec.Port // as bound; of a running machine
+	machine  *machine    // nil: none
+	alive    bool        // "start" was told and "die" was not
+	exits    int         // how many "die" were told
+	exitCode int         // of the last
+	removing bool
+	removed  bool
+	changed  chan struct{} // closed when something above has changed
+}
+
+// machine is one start of the container's supervisor.
+type machine struct {
+	ended chan struct{} // closed when it is gone and the container's state is final
+}
+
+func newContainer(d *Daemon, b *bundle.Bundle) *Container {
+	c := &Container{d: d, id: b.Pod.Containers[0].ID, b: b, changed: make(chan struct{})}
+	c.state = spec.State{Container: b.Pod.Containers[0].Name, Status: spec.StatusCreated}
+	return c
+}
+
+// change calls f with the lock held and tells those who wait.
+func (c *Container) change(f func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f()
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+// facts is a container at one moment.
+type facts struct {
+	rec     record
+	state   spec.State
+	ports   []spec.Port
+	machine *machine
+}
+
+func (c *Container) look() facts {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return facts{c.rec, c.state, c.ports, c.machine}
+}
+
+func (c *Container) name() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.rec.Name
+}
+
+// running reports what docker calls running: paused and restarting containers are.
+func (f facts) running() bool {
+	switch f.state.Status {
+	case spec.StatusRunning, spec.StatusPaused, spec.StatusRestarting:
+		return true
+	}
+	return false
+}
+
+// until waits until cond is true of the container; it is called with the lock held.
+func (c *Container) until(ctx context.Context, cond func() bool) error {
+	for {
+		c.mu.Lock()
+		ok, changed := cond(), c.changed
+		c.mu.Unlock()
+		if ok {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// save writes the record. The lock need not be held.
+func (c *Container) save() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.saveLocked()
+}
+
+func (c *Container) saveLocked() error {
+	raw, err := json.MarshalIndent(&c.rec, "", "  ")
+	if err != nil {
+		return err
+	}
+	return c.b.SetFile(recordFile, append(raw, '\n'))
+}
+
+// api speaks to the container's vdocker.
+func (c *Container) api() client.Client { return client.Client{Dial: c.b.DialVdocker} }
+
+// path is the container's path there, with more behind it.
+func (c *Container) path(more string) string { return "/containers/" + c.id + more }
+
+// boot starts the container's machine, its container held back, and follows it. life must be held.
+func (c *Container) boot(ctx context.Context) (*machine, error) {
+	c.mu.Lock()
+	m, rec := c.machine, c.rec
+	c.mu.Unlock()
+	if m != nil {
+		return m, nil
+	}
+	if err := c.d.cfg.Launch(ctx, c.b.Dir, LaunchOptions{Network: rec.Network}); err != nil {
+		return nil, fmt.Errorf("start the machine of container %s: %w", rec.Name, err)
+	}
+	return c.follow(ctx)
+}
+
+// takeUp finds out how the container is after a start of the daemon.
+func (c *Container) takeUp(ctx context.Context) error {
+	if _, running := c.b.Running(); running {
+		_, err := c.follow(ctx)
+		return err
+	}
+	return c.readEnd()
+}
+
+// readEnd takes the state from what the last supervisor has left.
+func (c *Container) readEnd() error {
+	s, ok, err := c.b.State()
+	if err != nil {
+		return err
+	}
+	c.change(func() {
+		if ok && len(s.Containers) > 0 {
+			c.state = s.Containers[0]
+		}
+		c.state.Pid = 0
+		c.ports = nil
+		if c.rec.StartError != "" {
+			c.state.Error, c.state.ExitCode = c.rec.StartError, c.rec.StartedCode
+		}
+	})
+	return nil
+}
+
+// follow watches a machine that runs until its end. It returns when the first state and the stream of events are there.
+func (c *Container) follow(ctx context.Context) (*machine, error) {
+	m := &machine{ended: make(chan struct{})}
+	since := time.Now()
+	resp, err := c.api().Stream(ctx, "GET", "/events", url.Values{"since": {strconv.FormatInt(since.Unix(), 10)}}, nil, nil)
+	if err != nil {
+		return nil, fmt.Errorf("follow the events of container %s: %w", c.id, err)
+	}
+	c.change(func() { c.machine = m })
+	first := make(chan struct{})
+	var told sync.WaitGroup
+	told.Go(func() { c.followEvents(resp) })
+	c.d.workers.Go(func() {
+		once := sync.OnceFunc(func() { close(first) })
+		err := c.b.Watch(c.d.ctx, func(s bundle.State) {
+			c.observe(s)
+			once()
+		})
+		once()
+		if c.d.ctx.Err() != nil { // the daemon ends, the machine does not
+			resp.Body.Close()
+			told.Wait()
+			return
+		}
+		if err != nil {
+			c.d.log.Warn("the supervisor is not heard any more", "container", c.id, "error", err)
+		}
+		told.Wait()
+		c.end(m)
+	})
+	select {
+	case <-first:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	return m, nil
+}
+
+// observe takes a state that the supervisor tells.
+func (c *Container) observe(s bundle.State) {
+	if len(s.Containers) == 0 {
+		return
+	}
+	c.change(func() {
+		c.state, c.ports = s.Containers[0], s.Ports
+	})
+}
+
+// followEvents passes on what vdocker says of its container.
+func (c *Container) followEvents(resp *http.Response) {
+	defer resp.Body.Close()
+	dec := json.NewDecoder(io.LimitReader(resp.Body, 1<<40))
+	for {
+		var m events.Message
+		if err := dec.Decode(&m); err != nil {
+			return // with its machine, or with the daemon
+		}
+		switch m.Type {
+		case events.ContainerEventType:
+			c.heard(m)
+		}
+	}
+}
+
+// heard is one event from inside.
+func (c *Container) heard(m events.Message) {
+	own := map[string]string{}
+	for k, v := range m.Actor.Attributes {
+		if _, label := c.b.Pod.Containers[0].Labels[k]; !label && k != "image" && k != "name" {
+			own[k] = v
+		}
+	}
+	switch m.Action {
+	case events.ActionStart:
+		c.emit("network", events.ActionConnect, nil)
+		c.change(func() { c.alive = true })
+	case events.ActionDie:
+		code, err := strconv.Atoi(own["exitCode"])
+		if err != nil {
+			code = 255
+		}
+		c.died(code, own)
+		return
+	}
+	c.emitAt(time.Unix(0, m.TimeNano), events.ContainerEventType, m.Action, own)
+}
+
+// died tells the end of the container's process, once.
+func (c *Container) died(code int, attributes map[string]string) {
+	was := false
+	c.change(func() {
+		was = c.alive
+		c.alive = false
+		c.exits++
+		c.exitCode = code
+	})
+	if !was {
+		return
+	}
+	if attributes == nil {
+		attributes = map[string]string{}
+	}
+	attributes["exitCode"] = strconv.Itoa(code)
+	c.emit(events.ContainerEventType, events.ActionDie, attributes)
+}
+
+// end is called when the supervisor has gone.
+func (c *Container) end(m *machine) {
+	if err := c.readEnd(); err != nil {
+		c.d.log.Error("how a container ended cannot be read", "container", c.id, "error", err)
+	}
+	f := c.look()
+	c.mu.Lock()
+	alive := c.alive
+	c.mu.Unlock()
+	if alive { // the machine died under it
+		c.died(f.state.ExitCode, nil)
+	}
+	ran := !f.state.Started.IsZero()
+	if ran {
+		c.emit("network", events.ActionDisconnect, nil)
+	}
+	c.d.forgetExecs(c)
+	c.change(func() { c.machine = nil })
+	close(m.ended)
+	if ran && f.rec.HostConfig.AutoRemove {
+		c.d.workers.Go(func() {
+			c.life.Lock()
+			defer c.life.Unlock()
+			if err := c.delete(context.WithoutCancel(c.d.ctx), true); err != nil && !errors.Is(err, errRemoved) {
+				c.d.log.Error("a container that was to remove itself is still there", "container", c.id, "error", err)
+			}
+		})
+	}
+}
+
+// halt ends the machine and waits until it is gone. timeout is the grace of the container, in seconds; nil: its own.
+func (c *Container) halt(ctx context.Context, timeout *int) error {
+	c.mu.Lock()
+	m := c.machine
+	c.mu.Unlock()
+	if m == nil {
+		return nil
+	}
+	if err := c.b.Stop(ctx, timeout); err != nil {
+		return err
+	}
+	return c.gone(ctx, m)
+}
+
+// gone waits for the end of a machine.
+func (c *Container) gone(ctx context.Context, m *machine) error {
+	select {
+	case <-m.ended:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// emit tells the daemon's clients that something happened to the container.
+func (c *Container) emit(kind events.Type, action events.Action, attributes map[string]string) {
+	c.emitAt(time.Now(), kind, action, attributes)
+}
+
+func (c *Container) emitAt(t time.Time, kind events.Type, action events.Action, attributes map[string]string) {
+	f := c.look()
+	actor := events.Actor{ID: c.id, Attributes: map[string]string{}}
+	if kind == events.NetworkEventType {
+		name := networkName(f.rec)
+		actor.ID = networkID(name)
+		actor.Attributes = map[string]string{"container": c.id, "name": name, "type": name}
+	} else {
+		for k, v := range f.rec.Config.Labels {
+			actor.Attributes[k] = v
+		}
+		actor.Attributes["image"], actor.Attributes["name"] = f.rec.Config.Image, f.rec.Name
+	}
+	for k, v := range attributes {
+		actor.Attributes[k] = v
+	}
+	c.d.events.publish(events.Message{Type: kind, Action: action, Actor: actor, Scope: "local", Time: t.Unix(), TimeNano: t.UnixNano()})
+}
+
+// noContent is the answer of an act that went well.
+func noContent(w http.ResponseWriter) error {
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+var errRemoved = dockerapi.NotFound("the container was removed")

@@ -1,0 +1,243 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+
+	"github.com/kcradle/kcradle/dockerapi"
+	"github.com/kcradle/kcradle/spec"
+)
+
+// inside hands a request to the container's vdocker. The container must run.
+func (d *Daemon) inside(w http.ResponseWriter, r *dockerapi.Request, c *Container) error {
+	if f := c.look(); !f.running() {
+		return notRunning(c, f)
+	}
+	return c.pass(w, r, c.inPath(r))
+}
+
+func notRunning(c *Container, f facts) error {
+	return dockerapi.Conflict("container %s is not running", c.id)
+}
+
+// inPath is the request's path as vdocker knows it: the container by its ID.
+func (c *Container) inPath(r *dockerapi.Request) string {
+	_, rest, _ := strings.Cut(r.URL.Path, "/containers/"+r.Var("id"))
+	return c.path(rest)
+}
+
+// pass takes the client's connection and joins it with one to vdocker: the request goes on under another path, and from there
+// on bytes go both ways, each direction with an end of its own.
+func (c *Container) pass(w http.ResponseWriter, r *dockerapi.Request, path string) error {
+	guest, err := c.b.DialVdocker(r.Context())
+	if err != nil {
+		return dockerapi.Conflict("container %s is not running: %w", c.id, err)
+	}
+	defer guest.Close()
+	conn, buf, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return fmt.Errorf("hand the connection on: %w", err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Time{})
+	if _, err := guest.Write(head(r, path)); err != nil {
+		return answerLost(conn, err)
+	}
+	ahead := make([]byte, buf.Reader.Buffered())
+	_, _ = io.ReadFull(buf.Reader, ahead) // what is buffered is there
+	if _, err := guest.Write(ahead); err != nil {
+		return answerLost(conn, err)
+	}
+	join(c.d.ctx, conn, guest)
+	return nil
+}
+
+// head is the beginning of the request as it goes on.
+func head(r *dockerapi.Request, path string) []byte {
+	u := url.URL{Path: "/v" + r.Version.String() + path, RawQuery: r.URL.RawQuery}
+	h := r.Header.Clone()
+	if h.Get("Upgrade") == "" {
+		h.Set("Connection", "close")
+	}
+	if r.ContentLength >= 0 && (r.ContentLength > 0 || r.Method != http.MethodGet && r.Method != http.MethodHead) {
+		h.Set("Content-Length", fmt.Sprint(r.ContentLength))
+	}
+	if len(r.TransferEncoding) > 0 {
+		h.Del("Content-Length")
+		h.Set("Transfer-Encoding", strings.Join(r.TransferEncoding, ", "))
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s %s HTTP/1.1\r\nHost: vdocker\r\n", r.Method, u.RequestURI())
+	_ = h.Write(&b) // a builder takes all
+	b.WriteString("\r\n")
+	return []byte(b.String())
+}
+
+// answerLost tells a client whose connection was taken that nothing comes of it.
+func answerLost(conn net.Conn, err error) error {
+	body, _ := json.Marshal(map[string]string{"message": "the machine does not answer: " + err.Error()})
+	_, _ = fmt.Fprintf(conn, "HTTP/1.1 502 Bad Gateway\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", len(body), body)
+	return err
+}
+
+// join copies between a client and a guest until the guest has said everything, or either has gone.
+func join(ctx context.Context, client, guest net.Conn) {
+	stop := context.AfterFunc(ctx, func() { client.Close(); guest.Close() })
+	defer stop()
+	answering, answered := context.WithCancel(ctx)
+	defer answered()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, err := io.Copy(guest, client)
+		closeWrite(guest, err)
+		// A client that only listens now may go in silence.
+		dockerapi.AwaitGone(answering, client)
+		guest.Close()
+	}()
+	_, err := io.Copy(client, guest)
+	answered()
+	closeWrite(client, err)
+	_ = client.SetReadDeadline(time.Now().Add(lingerTime)) // for a client that never closes
+	<-done
+}
+
+// lingerTime is how long a client may take to close its side of a connection that is answered.
+const lingerTime = 2 * time.Second
+
+func closeWrite(c net.Conn, err error) {
+	if w, ok := c.(dockerapi.CloseWriter); ok && err == nil && w.CloseWrite() == nil {
+		return
+	}
+	c.Close()
+}
+
+// attach joins a client with a container that runs, or that is to be started: its machine is then started with the container
+// held back, so that nothing of the output is lost.
+func (d *Daemon) attach(w http.ResponseWriter, r *dockerapi.Request, c *Container) error {
+	f := c.look()
+	if f.running() {
+		return c.pass(w, r, c.inPath(r))
+	}
+	c.life.Lock()
+	m, err := c.boot(context.WithoutCancel(r.Context()))
+	c.life.Unlock()
+	if err != nil {
+		return err
+	}
+	err = c.pass(w, r, c.inPath(r))
+	// Who attaches and starts nothing leaves a machine that nobody needs.
+	c.d.workers.Go(func() { c.abandon(m) })
+	return err
+}
+
+// abandon ends a machine whose container nobody has started.
+func (c *Container) abandon(m *machine) {
+	c.life.Lock()
+	defer c.life.Unlock()
+	f := c.look()
+	if f.machine != m || f.state.Status != spec.StatusCreated && !f.state.Finished.IsZero() || f.running() {
+		return
+	}
+	if err := c.halt(c.d.ctx, nil); err != nil && c.d.ctx.Err() == nil {
+		c.d.log.Warn("a machine that nobody needs goes on", "container", c.id, "error", err)
+	}
+}
+
+// files are calls that need the container's file system. While it does not run, its machine is started for them, without the
+// container: the host does not mount what a guest has written.
+func (d *Daemon) files(w http.ResponseWriter, r *dockerapi.Request, c *Container) error {
+	if f := c.look(); f.machine == nil {
+		c.life.Lock()
+		m, err := c.boot(context.WithoutCancel(r.Context()))
+		c.life.Unlock()
+		if err != nil {
+			return err
+		}
+		defer c.d.workers.Go(func() { c.abandon(m) })
+	}
+	return c.pass(w, r, c.inPath(r))
+}
+
+// execCreate makes an exec and remembers whose it is.
+func (d *Daemon) execCreate(w http.ResponseWriter, r *dockerapi.Request, c *Container) error {
+	f := c.look()
+	switch {
+	case f.state.Status == spec.StatusPaused:
+		return dockerapi.Conflict("container %s is paused, unpause the container before exec", c.id)
+	case f.state.Status == spec.StatusRestarting:
+		return dockerapi.Conflict("Container %s is restarting, wait until the container is running", c.id)
+	case !f.running():
+		return notRunning(c, f)
+	}
+	var config json.RawMessage
+	if err := dockerapi.ReadJSON(r, &config, false); err != nil {
+		return err
+	}
+	var created container.ExecCreateResponse
+	if err := c.api().Do(r.Context(), "POST", "/v"+r.Version.String()+c.path("/exec"), nil, config, &created); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	d.execs[created.ID] = c
+	d.mu.Unlock()
+	return dockerapi.WriteJSON(w, http.StatusCreated, created)
+}
+
+// forgetExecs forgets those of a container whose machine has ended.
+func (d *Daemon) forgetExecs(c *Container) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for id, of := range d.execs {
+		if of == c {
+			delete(d.execs, id)
+		}
+	}
+}
+
+// exec hands a request about an exec to the machine that has it.
+func (d *Daemon) exec(w http.ResponseWriter, r *dockerapi.Request) error {
+	id := r.Var("id")
+	c, err := d.execOwner(r.Context(), id)
+	if err != nil {
+		return err
+	}
+	_, rest, _ := strings.Cut(r.URL.Path, "/exec/"+id)
+	return c.pass(w, r, "/exec/"+id+rest)
+}
+
+// execOwner finds the container of an exec. After a start of the daemon only the machines know.
+func (d *Daemon) execOwner(ctx context.Context, id string) (*Container, error) {
+	d.mu.Lock()
+	c := d.execs[id]
+	d.mu.Unlock()
+	if c != nil {
+		return c, nil
+	}
+	for _, c := range d.all() {
+		if !c.look().running() {
+			continue
+		}
+		err := c.api().Do(ctx, "GET", "/exec/"+url.PathEscape(id)+"/json", nil, nil, nil)
+		if err == nil {
+			d.mu.Lock()
+			d.execs[id] = c
+			d.mu.Unlock()
+			return c, nil
+		}
+		if errors.Is(err, context.Canceled) {
+			return nil, err
+		}
+	}
+	return nil, dockerapi.NotFound("No such exec instance: %s", id)
+}
