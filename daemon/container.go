@@ -43,6 +43,7 @@ type record struct {
 	Anonymous   []string                  `json:"anonymous,omitempty"`    // volumes that go with rm -v
 	StartError  string                    `json:"start_error,omitempty"`  // why the last start failed
 	StartedCode int                       `json:"started_code,omitempty"` // the exit code that goes with it
+	Last        *spec.State               `json:"last,omitempty"`         // how the container was when it last ended
 }
 
 func (r *record) parse(raw []byte) error {
@@ -69,6 +70,7 @@ type Container struct {
 	state    spec.State
 	ports    []spec.Port // as bound; of a running machine
 	machine  *machine    // nil: none
+	visitors int         // calls that need the machine although the container does not run
 	alive    bool        // "start" was told and "die" was not
 	exits    int         // how many "die" were told
 	exitCode int         // of the last
@@ -80,6 +82,7 @@ type Container struct {
 // machine is one start of the container's supervisor.
 type machine struct {
 	ended chan struct{} // closed when it is gone and the container's state is final
+	ran   bool          // the container has run in it; its lock is the container's
 }
 
 func newContainer(d *Daemon, b *bundle.Bundle) *Container {
@@ -103,12 +106,13 @@ type facts struct {
 	state   spec.State
 	ports   []spec.Port
 	machine *machine
+	ran     bool // the container has run in that machine
 }
 
 func (c *Container) look() facts {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return facts{c.rec, c.state, c.ports, c.machine}
+	return facts{c.rec, c.state, c.ports, c.machine, c.machine != nil && c.machine.ran}
 }
 
 func (c *Container) name() string {
@@ -195,7 +199,10 @@ func (c *Container) readEnd() error {
 	}
 	c.change(func() {
 		if ok && len(s.Containers) > 0 {
-			c.state = s.Containers[0]
+			c.stateLocked(s.Containers[0])
+		}
+		if c.state.Started.IsZero() && c.rec.Last != nil { // the last machine was not for the container
+			c.state = *c.rec.Last
 		}
 		c.state.Pid = 0
 		c.ports = nil
@@ -250,8 +257,20 @@ func (c *Container) observe(s bundle.State) {
 		return
 	}
 	c.change(func() {
-		c.state, c.ports = s.Containers[0], s.Ports
+		c.ports = s.Ports
+		c.stateLocked(s.Containers[0])
 	})
+}
+
+// stateLocked takes what is said of the container in its machine. One that has not run there is as it was before.
+func (c *Container) stateLocked(s spec.State) {
+	if s.Started.IsZero() && !c.state.Started.IsZero() {
+		return
+	}
+	c.state = s
+	if c.machine != nil && !s.Started.IsZero() {
+		c.machine.ran = true
+	}
 }
 
 // followEvents passes on what vdocker says of its container.
@@ -288,6 +307,7 @@ func (c *Container) heard(m events.Message) {
 			code = 255
 		}
 		c.died(code, own)
+		c.d.workers.Go(c.settle)
 		return
 	}
 	c.emitAt(time.Unix(0, m.TimeNano), events.ContainerEventType, m.Action, own)
@@ -312,6 +332,29 @@ func (c *Container) died(code int, attributes map[string]string) {
 	c.emit(events.ContainerEventType, events.ActionDie, attributes)
 }
 
+// settle ends the machine of a container that has ended for good. A pod ends by itself when its container does; one whose
+// container was stopped by the API does not, since the API might start it again.
+func (c *Container) settle() {
+	m := c.look().machine
+	if m == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(c.d.ctx, told)
+	defer cancel()
+	over := func(f facts) bool { return !f.running() && !f.state.Finished.Before(f.state.Started) }
+	if c.until(ctx, func() bool { return c.machine != m || over(facts{state: c.state}) }) != nil {
+		return
+	}
+	c.life.Lock()
+	defer c.life.Unlock()
+	if f := c.look(); f.machine != m || !over(f) {
+		return
+	}
+	if err := c.halt(c.d.ctx, nil); err != nil && c.d.ctx.Err() == nil {
+		c.d.log.Warn("the machine of a container that has ended goes on", "container", c.id, "error", err)
+	}
+}
+
 // end is called when the supervisor has gone.
 func (c *Container) end(m *machine) {
 	if err := c.readEnd(); err != nil {
@@ -324,14 +367,22 @@ func (c *Container) end(m *machine) {
 	if alive { // the machine died under it
 		c.died(f.state.ExitCode, nil)
 	}
-	ran := !f.state.Started.IsZero()
-	if ran {
+	if f.ran {
 		c.emit("network", events.ActionDisconnect, nil)
 	}
 	c.d.forgetExecs(c)
-	c.change(func() { c.machine = nil })
+	c.change(func() {
+		c.machine = nil
+		if f.ran {
+			last := c.state
+			c.rec.Last = &last
+			if err := c.saveLocked(); err != nil {
+				c.d.log.Error("how a container ended is not kept", "container", c.id, "error", err)
+			}
+		}
+	})
 	close(m.ended)
-	if ran && f.rec.HostConfig.AutoRemove {
+	if f.ran && f.rec.HostConfig.AutoRemove {
 		c.d.workers.Go(func() {
 			c.life.Lock()
 			defer c.life.Unlock()

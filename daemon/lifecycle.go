@@ -37,8 +37,8 @@ func (c *Container) start(ctx context.Context) error {
 	case f.running():
 		return dockerapi.ErrNotModified
 	}
-	if f.machine != nil && !f.state.Finished.IsZero() { // of a start that is over
-		if err := c.gone(ctx, f.machine); err != nil {
+	if f.ran { // a start that is over
+		if err := c.halt(ctx, nil); err != nil {
 			return err
 		}
 	}

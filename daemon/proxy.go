@@ -129,24 +129,37 @@ func (d *Daemon) attach(w http.ResponseWriter, r *dockerapi.Request, c *Containe
 	if f.running() {
 		return c.pass(w, r, c.inPath(r))
 	}
-	c.life.Lock()
-	m, err := c.boot(context.WithoutCancel(r.Context()))
-	c.life.Unlock()
+	leave, err := c.visit(r.Context())
 	if err != nil {
 		return err
 	}
-	err = c.pass(w, r, c.inPath(r))
-	// Who attaches and starts nothing leaves a machine that nobody needs.
-	c.d.workers.Go(func() { c.abandon(m) })
-	return err
+	defer leave()
+	return c.pass(w, r, c.inPath(r))
 }
 
-// abandon ends a machine whose container nobody has started.
+// visit starts the machine of a container that does not run, for a call that needs it until leave is called.
+func (c *Container) visit(ctx context.Context) (leave func(), err error) {
+	c.life.Lock()
+	defer c.life.Unlock()
+	m, err := c.boot(context.WithoutCancel(ctx))
+	if err != nil {
+		return nil, err
+	}
+	c.change(func() { c.visitors++ })
+	return func() {
+		c.change(func() { c.visitors-- })
+		c.d.workers.Go(func() { c.abandon(m) })
+	}, nil
+}
+
+// abandon ends a machine that nobody needs: whoever visited has left, and has not started the container.
 func (c *Container) abandon(m *machine) {
 	c.life.Lock()
 	defer c.life.Unlock()
-	f := c.look()
-	if f.machine != m || f.state.Status != spec.StatusCreated && !f.state.Finished.IsZero() || f.running() {
+	c.mu.Lock()
+	needed := c.machine != m || m.ran || c.visitors > 0
+	c.mu.Unlock()
+	if needed {
 		return
 	}
 	if err := c.halt(c.d.ctx, nil); err != nil && c.d.ctx.Err() == nil {
@@ -157,14 +170,12 @@ func (c *Container) abandon(m *machine) {
 // files are calls that need the container's file system. While it does not run, its machine is started for them, without the
 // container: the host does not mount what a guest has written.
 func (d *Daemon) files(w http.ResponseWriter, r *dockerapi.Request, c *Container) error {
-	if f := c.look(); f.machine == nil {
-		c.life.Lock()
-		m, err := c.boot(context.WithoutCancel(r.Context()))
-		c.life.Unlock()
+	if f := c.look(); !f.running() {
+		leave, err := c.visit(r.Context())
 		if err != nil {
 			return err
 		}
-		defer c.d.workers.Go(func() { c.abandon(m) })
+		defer leave()
 	}
 	return c.pass(w, r, c.inPath(r))
 }
