@@ -188,7 +188,70 @@ func (c *Container) takeUp(ctx context.Context) error {
 		_, err := c.follow(ctx)
 		return err
 	}
-	return c.readEnd()
+	if err := c.readEnd(); err != nil {
+		return err
+	}
+	f := c.look()
+	switch policy := f.rec.HostConfig.RestartPolicy.Name; {
+	case f.state.Started.IsZero():
+	case f.rec.HostConfig.AutoRemove: // it ended while nobody was there to do it
+		c.d.workers.Go(c.autoRemove)
+	case policy == container.RestartPolicyAlways, c.again(f):
+		c.d.workers.Go(func() { c.startAgain(0) })
+	}
+	return nil
+}
+
+// again reports whether the container's restart policy wants it back. While its machine lives, the policy is the machine's.
+func (c *Container) again(f facts) bool {
+	if f.rec.Stopped || c.d.ctx.Err() != nil {
+		return false
+	}
+	switch p := f.rec.HostConfig.RestartPolicy; p.Name {
+	case container.RestartPolicyAlways, container.RestartPolicyUnlessStopped:
+		return true
+	case container.RestartPolicyOnFailure: // the machine has tried as often as it may, unless it died
+		s, ok, err := c.b.State()
+		return err == nil && ok && s.End != nil && s.End.Reason != bundle.EndDone && s.End.Reason != bundle.EndStopped && f.state.ExitCode != 0
+	}
+	return false
+}
+
+// Waits between restarts after a machine's death.
+const (
+	firstAgain = 100 * time.Millisecond
+	lastAgain  = time.Minute
+)
+
+// startAgain starts the container after a while, and after ever longer ones until that works.
+func (c *Container) startAgain(wait time.Duration) {
+	for ; ; wait = min(max(2*wait, firstAgain), lastAgain) {
+		select {
+		case <-time.After(wait):
+		case <-c.d.ctx.Done():
+			return
+		}
+		c.mu.Lock()
+		gone := c.removed || c.rec.Stopped
+		c.mu.Unlock()
+		if gone {
+			return
+		}
+		err := c.start(c.d.ctx)
+		if err == nil || errors.Is(err, dockerapi.ErrNotModified) {
+			return
+		}
+		c.d.log.Warn("a container cannot be started again", "container", c.id, "error", err)
+	}
+}
+
+// autoRemove removes a container that was to go when it ended.
+func (c *Container) autoRemove() {
+	c.life.Lock()
+	defer c.life.Unlock()
+	if err := c.delete(context.WithoutCancel(c.d.ctx), true); err != nil && !errors.Is(err, errRemoved) {
+		c.d.log.Error("a container that was to remove itself is still there", "container", c.id, "error", err)
+	}
 }
 
 // readEnd takes the state from what the last supervisor has left.
@@ -298,6 +361,8 @@ func (c *Container) heard(m events.Message) {
 		}
 	}
 	switch m.Action {
+	case events.ActionCreate, events.ActionDestroy, events.ActionRename: // are told here
+		return
 	case events.ActionStart:
 		c.emit("network", events.ActionConnect, nil)
 		c.change(func() { c.alive = true })
@@ -382,14 +447,16 @@ func (c *Container) end(m *machine) {
 		}
 	})
 	close(m.ended)
-	if f.ran && f.rec.HostConfig.AutoRemove {
-		c.d.workers.Go(func() {
-			c.life.Lock()
-			defer c.life.Unlock()
-			if err := c.delete(context.WithoutCancel(c.d.ctx), true); err != nil && !errors.Is(err, errRemoved) {
-				c.d.log.Error("a container that was to remove itself is still there", "container", c.id, "error", err)
-			}
-		})
+	switch {
+	case !f.ran:
+	case f.rec.HostConfig.AutoRemove:
+		c.d.workers.Go(c.autoRemove)
+	case c.again(c.look()):
+		wait := firstAgain
+		if f.state.Finished.Sub(f.state.Started) > 10*time.Second {
+			wait = 0
+		}
+		c.d.workers.Go(func() { c.startAgain(wait) })
 	}
 }
 

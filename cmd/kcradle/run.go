@@ -131,7 +131,7 @@ func run(ctx context.Context, a *app, o runOptions) (int, error) {
 		return exitOwnFailure, err
 	}
 	first := &pod.Containers[0]
-	attachStdin := first.OpenStdin && !o.Detach
+	attachStdin := first.OpenStdin && !o.Detach && (o.SuperviseFD == 0 || o.Terminal)
 	terminal := attachStdin && first.TTY && isTerminal(a.Stdin)
 	if o.TTY && o.Interactive && !o.Detach && !terminal && o.SuperviseFD == 0 {
 		return exitOwnFailure, errors.New("the input device is not a TTY")
