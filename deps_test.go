@@ -41,6 +41,8 @@ bundle: spec internal/undo                                 # the directory betwe
 guest/...: spec dockerapi vmm/channel internal/undo internal/need # PID 1; never pulls the trees of image or of a registry client
 cmd/init: guest/...                                # main of the guest
 
+daemon: spec bundle image dockerapi dockerapi/client internal/undo # the Docker API of a host, over bundles; starts no machine itself
+
 cmd/kcradle: *                                     # the one host binary, on top
 internal/vmtest/...: *                             # the harness that boots machines in tests
 test/... hack/...: *                               # end-to-end tests and tools

@@ -60,7 +60,11 @@ func (d *Daemon) newContainer(ctx context.Context, name string, q *request) (*Co
 		return nil, nil, dockerapi.BadRequest("%w", err)
 	}
 	img := images[0]
-	wish, err := translate(q, img.Config.Config)
+	from, err := d.mountsFrom(q.HostConfig.VolumesFrom)
+	if err != nil {
+		return nil, nil, err
+	}
+	wish, err := translate(q, img.Config.Config, from)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -149,6 +153,29 @@ func (d *Daemon) newContainer(ctx context.Context, name string, q *request) (*Co
 	u.Keep()
 	c.emit(events.ContainerEventType, events.ActionCreate, nil)
 	return c, wish.warnings, nil
+}
+
+// mountsFrom are the volumes and binds of other containers: NAME[:ro].
+func (d *Daemon) mountsFrom(list []string) ([]spec.Mount, error) {
+	var out []spec.Mount
+	for _, s := range list {
+		ref, mode, _ := strings.Cut(s, ":")
+		if mode != "" && mode != "ro" && mode != "rw" {
+			return nil, dockerapi.BadRequest("invalid mode for volumes-from: %s", mode)
+		}
+		c, err := d.find(ref)
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range c.b.Pod.Containers[0].Mounts {
+			if m.Type == spec.MountTmpfs {
+				continue
+			}
+			m.ReadOnly = m.ReadOnly || mode == "ro"
+			out = append(out, m)
+		}
+	}
+	return out, nil
 }
 
 // merged is the client's configuration with the image's own in it, as inspect shows it.

@@ -118,6 +118,18 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 
 // takeUp reads every container's directory.
 func (d *Daemon) takeUp(ctx context.Context) error {
+	volumes := filepath.Join(d.cfg.Root, volumesDir)
+	half, err := os.ReadDir(volumes)
+	if err != nil {
+		return err
+	}
+	for _, e := range half {
+		if strings.HasPrefix(e.Name(), ".") {
+			if err := os.RemoveAll(filepath.Join(volumes, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
 	dir := filepath.Join(d.cfg.Root, containersDir)
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -185,6 +197,7 @@ func (d *Daemon) routes() []dockerapi.Route {
 		{Method: "POST", Path: "/containers/{id}/pause", Handle: d.about(d.pause)},
 		{Method: "POST", Path: "/containers/{id}/unpause", Handle: d.about(d.unpause)},
 		{Method: "POST", Path: "/containers/{id}/rename", Handle: d.about(d.rename)},
+		{Method: "POST", Path: "/containers/{id}/update", Handle: d.about(d.update)},
 		{Method: "POST", Path: "/containers/{id}/wait", Handle: d.about(d.wait)},
 		{Method: "DELETE", Path: "/containers/{id}", Handle: d.about(d.remove)},
 
@@ -202,6 +215,20 @@ func (d *Daemon) routes() []dockerapi.Route {
 		{Method: "HEAD", Path: "/containers/{id}/archive", Handle: d.about(d.files)},
 		{Method: "GET", Path: "/containers/{id}/archive", Handle: d.about(d.files)},
 		{Method: "PUT", Path: "/containers/{id}/archive", Handle: d.about(d.files)},
+
+		{Method: "GET", Path: "/networks", Handle: d.networks},
+		{Method: "POST", Path: "/networks/create", Handle: d.noNetworks},
+		{Method: "POST", Path: "/networks/prune", Handle: d.networkPrune},
+		{Method: "GET", Path: "/networks/{id}", Handle: d.networkInspect},
+		{Method: "POST", Path: "/networks/{id}/connect", Handle: d.noNetworks},
+		{Method: "POST", Path: "/networks/{id}/disconnect", Handle: d.noNetworks},
+		{Method: "DELETE", Path: "/networks/{id}", Handle: d.noNetworks},
+
+		{Method: "GET", Path: "/volumes", Handle: d.volumes},
+		{Method: "POST", Path: "/volumes/create", Handle: d.volumeCreate},
+		{Method: "POST", Path: "/volumes/prune", Handle: d.volumePrune},
+		{Method: "GET", Path: "/volumes/{name}", Handle: d.volumeInspect},
+		{Method: "DELETE", Path: "/volumes/{name}", Handle: d.volumeRemove},
 
 		{Method: "GET", Path: "/images/json", Handle: d.images},
 		{Method: "POST", Path: "/images/create", Handle: d.pull},

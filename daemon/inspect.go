@@ -139,8 +139,13 @@ const (
 
 // diskUse is what the container has written, in bytes on the host's disk.
 func (c *Container) diskUse() int64 {
+	return blocks(c.b.ScratchPath(), filepath.Dir(c.b.LogPath(c.id)))
+}
+
+// blocks is what files and directories take on the host's disk, in bytes.
+func blocks(paths ...string) int64 {
 	var n int64
-	for _, path := range []string{c.b.ScratchPath(), filepath.Dir(c.b.LogPath(c.id))} {
+	for _, path := range paths {
 		_ = filepath.WalkDir(path, func(_ string, e fs.DirEntry, err error) error {
 			if err != nil {
 				return nil // it is about to go

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -42,6 +43,9 @@ func (c *Container) start(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := c.free(); err != nil {
+		return err
+	}
 	m, err := c.boot(ctx)
 	if err != nil {
 		return err
@@ -58,6 +62,21 @@ func (c *Container) start(ctx context.Context) error {
 	defer c.mu.Unlock()
 	c.rec.Stopped, c.rec.StartError, c.rec.StartedCode = false, "", 0
 	return c.saveLocked()
+}
+
+// free refuses a container whose volumes another machine has: a disk belongs to one.
+func (c *Container) free() error {
+	for _, v := range c.b.Pod.Volumes {
+		for _, o := range c.d.all() {
+			if o == c {
+				continue
+			}
+			if f := o.look(); f.machine != nil && slices.ContainsFunc(o.b.Pod.Volumes, func(x spec.Volume) bool { return x.Name == v.Name }) {
+				return dockerapi.Conflict("volume %s is in use by container %s: a volume is a disk, and a disk belongs to one machine at a time", v.Name, f.rec.Name)
+			}
+		}
+	}
+	return nil
 }
 
 // startFailed ends the machine of a container that could not be started and keeps the reason.

@@ -46,6 +46,7 @@ type volumeUse struct {
 	name      string // empty: anonymous, to be named
 	mount     int    // index in the container's mounts
 	labels    map[string]string
+	options   map[string]string
 	anonymous bool
 }
 
@@ -103,15 +104,15 @@ const (
 )
 
 // translate turns a request and the image's own configuration into a pod. It is pure: what depends on this host's state (other
-// containers, volumes, ports) is its caller's.
-func translate(r *request, img dockerspec.DockerOCIImageConfig) (*wish, error) {
+// containers, volumes, ports) is its caller's; from are the mounts of the containers that VolumesFrom names.
+func translate(r *request, img dockerspec.DockerOCIImageConfig, from []spec.Mount) (*wish, error) {
 	for _, f := range refusals(r) {
 		if f.set {
 			return nil, dockerapi.BadRequest("%s is refused: %s", f.field, f.why)
 		}
 	}
 	w := &wish{}
-	c, err := w.container(r, img)
+	c, err := w.container(r, img, from)
 	if err != nil {
 		return nil, err
 	}
@@ -150,7 +151,7 @@ func translate(r *request, img dockerspec.DockerOCIImageConfig) (*wish, error) {
 // storageDriver is what stacks a container's file system; docker calls it so too.
 const storageDriver = "overlay2"
 
-func (w *wish) container(r *request, img dockerspec.DockerOCIImageConfig) (*spec.Container, error) {
+func (w *wish) container(r *request, img dockerspec.DockerOCIImageConfig, from []spec.Mount) (*spec.Container, error) {
 	cfg, h := r.Config, r.HostConfig
 	c := &spec.Container{
 		Entrypoint: cfg.Entrypoint, Cmd: cfg.Cmd, WorkingDir: cmp.Or(cfg.WorkingDir, img.WorkingDir), User: cmp.Or(cfg.User, img.User),
@@ -196,7 +197,7 @@ func (w *wish) container(r *request, img dockerspec.DockerOCIImageConfig) (*spec
 	slices.Sort(c.ExposedPorts)
 	c.ExposedPorts = slices.Compact(c.ExposedPorts)
 	var err error
-	if err = w.mounts(c, r, img); err != nil {
+	if err = w.mounts(c, r, img, from); err != nil {
 		return nil, err
 	}
 	if c.Restart, err = restart(h); err != nil {
@@ -533,7 +534,7 @@ func portNumber(s string) (uint16, error) {
 }
 
 // mounts reads Binds, Mounts, Tmpfs and the volumes that image and request want to be there.
-func (w *wish) mounts(c *spec.Container, r *request, img dockerspec.DockerOCIImageConfig) error {
+func (w *wish) mounts(c *spec.Container, r *request, img dockerspec.DockerOCIImageConfig, from []spec.Mount) error {
 	h := r.HostConfig
 	add := func(m spec.Mount, v *volumeUse) error {
 		if !path.IsAbs(m.Target) {
@@ -579,6 +580,21 @@ func (w *wish) mounts(c *spec.Container, r *request, img dockerspec.DockerOCIIma
 			return err
 		}
 	}
+	there := func(target string) bool {
+		return slices.ContainsFunc(c.Mounts, func(o spec.Mount) bool { return o.Target == target })
+	}
+	for _, m := range from {
+		if there(m.Target) {
+			continue
+		}
+		var v *volumeUse
+		if m.Type == spec.MountVolume {
+			v = &volumeUse{name: m.Source}
+		}
+		if err := add(m, v); err != nil {
+			return err
+		}
+	}
 	anonymous := map[string]bool{}
 	for t := range img.Volumes {
 		anonymous[path.Clean(t)] = true
@@ -587,7 +603,7 @@ func (w *wish) mounts(c *spec.Container, r *request, img dockerspec.DockerOCIIma
 		anonymous[path.Clean(t)] = true
 	}
 	for _, t := range slices.Sorted(maps.Keys(anonymous)) {
-		if slices.ContainsFunc(c.Mounts, func(o spec.Mount) bool { return o.Target == t }) {
+		if there(t) {
 			continue
 		}
 		if err := add(spec.Mount{Type: spec.MountVolume, Target: t}, &volumeUse{anonymous: true}); err != nil {
