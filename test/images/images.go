@@ -224,7 +224,8 @@ func (r *recipe) key(h *host) (string, error) {
 		Files                              []file
 		Config                             v1.Config
 		Zstd                               bool
-	}{r.version, parent, h.codename, h.busybox, r.packages, r.script, r.files, r.config, r.zstd})
+		Arch                               string `json:",omitempty"`
+	}{r.version, parent, h.codename, h.busybox, r.packages, r.script, r.files, r.config, r.zstd, r.arch})
 	if err != nil {
 		return "", err
 	}

@@ -257,10 +257,22 @@ func assemble(base v1.Image, r *recipe, layers []v1.Layer) (v1.Image, error) {
 		return nil, err
 	}
 	cf = cf.DeepCopy()
-	cf.OS, cf.Architecture = "linux", "amd64"
+	cf.OS, cf.Architecture, cf.Variant = platform(r.arch)
 	cf.Created = v1.Time{Time: epoch}
 	cf.Config = r.config
 	return mutate.ConfigFile(img, cf)
+}
+
+// platform says how a configuration names the machine that arch, which may be empty, stands for.
+func platform(arch string) (os, architecture, variant string) {
+	switch arch {
+	case "":
+		return "linux", "amd64", ""
+	case "arm":
+		return "linux", "arm", "v" + goarm
+	default:
+		return "linux", arch, ""
+	}
 }
 
 // Append returns img with one more layer, which holds files: tests put their own programs on top with it.

@@ -22,7 +22,8 @@ type recipe struct {
 	layers   func(h *host) ([]writeLayer, error)
 
 	config v1.Config
-	zstd   bool // layers in the OCI layout are zstd, not gzip
+	arch   string // as GOARCH has it; empty: amd64
+	zstd   bool   // layers in the OCI layout are zstd, not gzip
 }
 
 // writeLayer writes the entries of one layer.
@@ -165,5 +166,9 @@ func recipes() []*recipe {
 			layers:  deepLayers,
 			config:  v1.Config{Env: []string{pathEnv}, Cmd: []string{"sh"}},
 		},
+		// A static program that prints a few lines, for this machine and for others.
+		{name: "hello", version: helloVersion, layers: helloLayers("amd64"), config: helloConfig()},
+		{name: "hello-arm64", version: helloVersion, layers: helloLayers("arm64"), config: helloConfig(), arch: "arm64"},
+		{name: "hello-arm", version: helloVersion, layers: helloLayers("arm"), config: helloConfig(), arch: "arm"},
 	}
 }

@@ -98,6 +98,9 @@ func (p *process) Log() string {
 	return string(bytes.TrimSpace(b))
 }
 
+// Ended is closed when the server has ended.
+func (p *process) Ended() <-chan struct{} { return p.done }
+
 // Pid returns the server's process ID.
 func (p *process) Pid() int { return p.cmd.Process.Pid }
 
@@ -163,11 +166,20 @@ type Dockerd struct {
 
 // StartDockerd starts a daemon with an empty store below dir, which must not be deep: a socket's path has 107 bytes.
 func StartDockerd(ctx context.Context, dir string) (*Dockerd, error) {
+	return startDockerd(ctx, dir, "--bridge", "none", "--iptables=false", "--ip-forward=false", "--ip-masq=false")
+}
+
+// StartDockerdWithNetworks starts one with docker's own bridge and its iptables rules. The caller must be in a network
+// namespace made for it, or the machine's network is changed.
+func StartDockerdWithNetworks(ctx context.Context, dir string) (*Dockerd, error) {
+	return startDockerd(ctx, dir)
+}
+
+func startDockerd(ctx context.Context, dir string, networks ...string) (*Dockerd, error) {
 	socket := filepath.Join(dir, "docker.sock")
-	cmd := exec.Command("dockerd", "--host", "unix://"+socket, "--group", "root",
+	cmd := exec.Command("dockerd", append([]string{"--host", "unix://" + socket, "--group", "root",
 		"--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "exec"), "--pidfile", filepath.Join(dir, "pid"),
-		"--bridge", "none", "--iptables=false", "--ip-forward=false", "--ip-masq=false",
-		"--storage-driver", "overlay2", "--config-file", filepath.Join(dir, "daemon.json"))
+		"--storage-driver", "overlay2", "--config-file", filepath.Join(dir, "daemon.json")}, networks...)...)
 	if err := os.WriteFile(filepath.Join(dir, "daemon.json"), []byte("{}\n"), 0o600); err != nil {
 		return nil, err
 	}
