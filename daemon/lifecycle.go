@@ -43,15 +43,16 @@ func (c *Container) start(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := c.free(); err != nil {
-		return err
+	err := c.free()
+	var m *machine
+	if err == nil {
+		m, err = c.boot(ctx)
 	}
-	m, err := c.boot(ctx)
+	if err == nil {
+		err = c.api().Do(ctx, "POST", c.path("/start"), nil, nil, nil)
+	}
 	if err != nil {
-		return err
-	}
-	if err := c.api().Do(ctx, "POST", c.path("/start"), nil, nil, nil); err != nil {
-		return c.startFailed(ctx, m, err)
+		return c.startFailed(ctx, err)
 	}
 	// The answer has overtaken the news.
 	news, cancel := context.WithTimeout(ctx, told)
@@ -80,7 +81,7 @@ func (c *Container) free() error {
 }
 
 // startFailed ends the machine of a container that could not be started and keeps the reason.
-func (c *Container) startFailed(ctx context.Context, m *machine, cause error) error {
+func (c *Container) startFailed(ctx context.Context, cause error) error {
 	code := 128
 	if dockerapi.Status(cause) == http.StatusBadRequest {
 		code = 127

@@ -6,15 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"strings"
-	"time"
 
 	"github.com/moby/moby/api/types/container"
 
 	"github.com/kcradle/kcradle/dockerapi"
+	"github.com/kcradle/kcradle/dockerapi/client"
 	"github.com/kcradle/kcradle/spec"
 )
 
@@ -44,21 +43,15 @@ func (c *Container) pass(w http.ResponseWriter, r *dockerapi.Request, path strin
 		return dockerapi.Conflict("container %s is not running: %w", c.id, err)
 	}
 	defer guest.Close()
-	conn, buf, err := http.NewResponseController(w).Hijack()
+	client, err := dockerapi.Take(w)
 	if err != nil {
-		return fmt.Errorf("hand the connection on: %w", err)
+		return err
 	}
-	defer conn.Close()
-	_ = conn.SetDeadline(time.Time{})
+	defer client.Close()
 	if _, err := guest.Write(head(r, path)); err != nil {
-		return answerLost(conn, err)
+		return answerLost(client, err)
 	}
-	ahead := make([]byte, buf.Reader.Buffered())
-	_, _ = io.ReadFull(buf.Reader, ahead) // what is buffered is there
-	if _, err := guest.Write(ahead); err != nil {
-		return answerLost(conn, err)
-	}
-	join(c.d.ctx, conn, guest)
+	join(c.d.ctx, client, guest)
 	return nil
 }
 
@@ -84,14 +77,14 @@ func head(r *dockerapi.Request, path string) []byte {
 }
 
 // answerLost tells a client whose connection was taken that nothing comes of it.
-func answerLost(conn net.Conn, err error) error {
-	body, _ := json.Marshal(map[string]string{"message": "the machine does not answer: " + err.Error()})
-	_, _ = fmt.Fprintf(conn, "HTTP/1.1 502 Bad Gateway\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", len(body), body)
+func answerLost(client io.Writer, err error) error {
+	body, _ := json.Marshal(map[string]string{"message": "the machine does not answer: " + err.Error()}) // plain text
+	_, _ = fmt.Fprintf(client, "HTTP/1.1 502 Bad Gateway\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", len(body), body)
 	return err
 }
 
 // join copies between a client and a guest until the guest has said everything, or either has gone.
-func join(ctx context.Context, client, guest net.Conn) {
+func join(ctx context.Context, client *dockerapi.Stream, guest io.ReadWriteCloser) {
 	stop := context.AfterFunc(ctx, func() { client.Close(); guest.Close() })
 	defer stop()
 	answering, answered := context.WithCancel(ctx)
@@ -100,47 +93,70 @@ func join(ctx context.Context, client, guest net.Conn) {
 	go func() {
 		defer close(done)
 		_, err := io.Copy(guest, client)
-		closeWrite(guest, err)
+		if w, ok := guest.(dockerapi.CloseWriter); !ok || err != nil || w.CloseWrite() != nil {
+			guest.Close()
+		}
 		// A client that only listens now may go in silence.
-		dockerapi.AwaitGone(answering, client)
+		client.AwaitGone(answering)
 		guest.Close()
 	}()
 	_, err := io.Copy(client, guest)
 	answered()
-	closeWrite(client, err)
-	_ = client.SetReadDeadline(time.Now().Add(lingerTime)) // for a client that never closes
-	<-done
-}
-
-// lingerTime is how long a client may take to close its side of a connection that is answered.
-const lingerTime = 2 * time.Second
-
-func closeWrite(c net.Conn, err error) {
-	if w, ok := c.(dockerapi.CloseWriter); ok && err == nil && w.CloseWrite() == nil {
-		return
+	if err != nil {
+		client.Close()
 	}
-	c.Close()
+	client.Finish(done)
+	<-done
 }
 
 // attach joins a client with a container that runs, or that is to be started: its machine is then started with the container
 // held back, so that nothing of the output is lost.
 func (d *Daemon) attach(w http.ResponseWriter, r *dockerapi.Request, c *Container) error {
 	f := c.look()
-	if f.running() {
+	if f.running() || r.Method != http.MethodPost { // a websocket
 		return c.pass(w, r, c.inPath(r))
 	}
-	leave, err := c.visit(r.Context())
-	if err != nil {
+	if _, err := io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, dockerapi.MaxBody)); err != nil {
+		return dockerapi.BadRequest("read request body: %w", err)
+	}
+	if _, err := dockerapi.DetachKeys(r.Query("detachKeys")); err != nil {
 		return err
 	}
-	defer leave()
-	return c.pass(w, r, c.inPath(r))
+	// The client starts the container as soon as it is answered, and that is to come second.
+	c.life.Lock()
+	stream, err := dockerapi.Hijack(w, r, !f.rec.Config.Tty)
+	if err != nil {
+		c.life.Unlock()
+		return err
+	}
+	defer stream.Close()
+	var guest *client.Hijacked
+	leave, err := c.visitLocked(r.Context())
+	if err == nil {
+		defer leave()
+		guest, err = c.api().Hijack(context.WithoutCancel(r.Context()), c.path("/attach"), r.URL.Query(), nil)
+	}
+	c.life.Unlock()
+	if err != nil { // the start will say so, too, and there the client listens
+		stream.Finish(nil)
+		return err
+	}
+	defer guest.Close()
+	join(d.ctx, stream, guest)
+	return nil
 }
 
 // visit starts the machine of a container that does not run, for a call that needs it until leave is called.
 func (c *Container) visit(ctx context.Context) (leave func(), err error) {
 	c.life.Lock()
 	defer c.life.Unlock()
+	return c.visitLocked(ctx)
+}
+
+func (c *Container) visitLocked(ctx context.Context) (leave func(), err error) {
+	if err := c.free(); err != nil {
+		return nil, err
+	}
 	m, err := c.boot(context.WithoutCancel(ctx))
 	if err != nil {
 		return nil, err

@@ -41,9 +41,9 @@ type Stream struct {
 // CloseWriter is a connection that can end its own direction alone. Every connection that the API is served on should.
 type CloseWriter interface{ CloseWrite() error }
 
-// Hijack takes the connection and answers: 101 with Upgrade: tcp where the client asked for an upgrade, else the older
-// 200 without a length. The request's body must have been read. What the client sent ahead is not lost.
-func Hijack(w http.ResponseWriter, r *Request, multiplexed bool) (*Stream, error) {
+// Take takes the connection for a server that answers by itself. What the client sent ahead, the rest of the request's body
+// first, is not lost.
+func Take(w http.ResponseWriter) (*Stream, error) {
 	conn, buf, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		return nil, fmt.Errorf("hijack connection: %w", err)
@@ -52,6 +52,16 @@ func Hijack(w http.ResponseWriter, r *Request, multiplexed bool) (*Stream, error
 		a.hijacked()
 	}
 	_ = conn.SetDeadline(time.Time{}) // a connection without deadlines has none to clear
+	return &Stream{conn: conn, r: ahead(buf.Reader, conn)}, nil
+}
+
+// Hijack takes the connection and answers: 101 with Upgrade: tcp where the client asked for an upgrade, else the older
+// 200 without a length. The request's body must have been read.
+func Hijack(w http.ResponseWriter, r *Request, multiplexed bool) (*Stream, error) {
+	s, err := Take(w)
+	if err != nil {
+		return nil, err
+	}
 	var head bytes.Buffer
 	if _, upgrade := r.Header["Upgrade"]; upgrade {
 		head.WriteString("HTTP/1.1 101 UPGRADED\r\nContent-Type: " + StreamMedia(r.Version, multiplexed) +
@@ -61,11 +71,11 @@ func Hijack(w http.ResponseWriter, r *Request, multiplexed bool) (*Stream, error
 	}
 	_ = w.Header().Write(&head) // what every answer carries; a buffer takes all
 	head.WriteString("\r\n")
-	if _, err := conn.Write(head.Bytes()); err != nil {
-		_ = conn.Close()
+	if _, err := s.conn.Write(head.Bytes()); err != nil {
+		_ = s.conn.Close()
 		return nil, fmt.Errorf("answer upgrade: %w", err)
 	}
-	return &Stream{conn: conn, r: ahead(buf.Reader, conn)}, nil
+	return s, nil
 }
 
 // ahead reads what the server had buffered, then the connection itself.
