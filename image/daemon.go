@@ -171,6 +171,11 @@ func (s *Store) same(key string, i *inspection) *Image {
 	if img.ConfigDigest.String() != i.ID && img.Digest.String() != i.ID {
 		return nil
 	}
+	for _, l := range img.Layers {
+		if s.hasSkeleton(l.DiffID) != nil {
+			return nil // an older kcradle converted it
+		}
+	}
 	return img
 }
 

@@ -173,9 +173,9 @@ func (s *Store) collectLayers(out *Removed, r roots) error {
 		return err
 	}
 	for _, e := range entries {
-		name, isImage := strings.CutSuffix(e.Name(), ".erofs")
+		name, isImage := strings.CutSuffix(e.Name(), extImage)
 		if !isImage {
-			name = strings.TrimSuffix(e.Name(), ".json")
+			name = strings.TrimSuffix(strings.TrimSuffix(e.Name(), extRecord), extSkeleton)
 		}
 		id := digest.NewDigestFromEncoded(digest.SHA256, name)
 		if r.layers[id] || id.Validate() != nil {
@@ -342,7 +342,7 @@ func (s *Store) Usage(ctx context.Context) (*Usage, error) {
 		return nil, err
 	}
 	for _, e := range entries {
-		name, ok := strings.CutSuffix(e.Name(), ".erofs")
+		name, ok := strings.CutSuffix(e.Name(), extImage)
 		if !ok {
 			continue
 		}

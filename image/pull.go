@@ -2,7 +2,6 @@ package image
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -326,6 +325,10 @@ func (p *pull) layer(ctx context.Context, n int) error {
 	event := Event{Layer: id, Blob: desc.Digest, Total: desc.Size}
 	have := func() bool {
 		_, err := s.layer(id)
+		if err == nil {
+			// What an older kcradle converted has none: the layer is made again, so that it can be given back.
+			err = s.hasSkeleton(id)
+		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			s.log.Debug("the store's copy cannot be used", "layer", id, "err", err)
 		}
@@ -411,17 +414,11 @@ func (p *pull) keep(part string, d digest.Digest) error {
 // name.
 func (p *pull) convert(ctx context.Context, d *download, id digest.Digest) (err error) {
 	s := p.store
-	tmp := s.path(dirIngest, id.Encoded()+".erofs")
-	f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	w, err := s.newLayerWork(id.Encoded())
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			f.Close()
-			err = errors.Join(err, os.Remove(tmp))
-		}
-	}()
+	defer func() { err = errors.Join(err, w.close()) }()
 	tarStream, err := decompress(d)
 	if err != nil {
 		return d.prefer(err)
@@ -432,7 +429,7 @@ func (p *pull) convert(ctx context.Context, d *download, id digest.Digest) (err 
 		// Real layers shrink by a factor of 2 to 20. 64 GiB out of a few megabytes is an attack.
 		limits.Bytes = min(layer.DefaultBytes, max(4<<30, 200*d.size))
 	}
-	res, err := layer.Convert(ctx, tarStream, f, layer.Options{Limits: limits, SpoolDir: s.path(dirIngest)})
+	res, err := w.convert(ctx, tarStream, limits)
 	if err != nil {
 		return d.prefer(err)
 	}
@@ -442,17 +439,7 @@ func (p *pull) convert(ctx context.Context, d *download, id digest.Digest) (err 
 	if res.DiffID != id {
 		return fmt.Errorf("%w: unpacked it has %s, the image's configuration says %s", ErrCorrupt, res.DiffID, id)
 	}
-	b, err := json.Marshal(layerRecord{
-		Version: storeVersion, DiffID: id, Size: res.Size, CRC: res.CRC, TarSize: res.TarSize, Entries: res.Entries,
-	})
-	if err != nil {
-		return err
-	}
-	// The record first: with the EROFS file the layer is there.
-	if err := s.writeFile(s.path(dirLayers, id.Encoded()+".json"), append(b, '\n'), 0o644); err != nil {
-		return err
-	}
-	return commit(f, s.layerPath(id), 0o644)
+	return w.install(res)
 }
 
 // sourcePath makes errors about a file of the user's name it.

@@ -32,11 +32,18 @@ const storeVersion = 1
 // The store's directories. docs/images.md describes what lies in them.
 const (
 	dirBlobs  = "blobs/sha256" // manifests and configurations, compressed layers if asked for, by digest
-	dirLayers = "layers"       // ID.erofs and ID.json, by diffID
+	dirLayers = "layers"       // a layer's files by diffID, see below
 	dirImages = "images"       // a record per name
 	dirLeases = "leases"       // who uses which layers
 	dirIngest = "ingest"       // what is not verified yet
 	dirLocks  = "locks"
+)
+
+// The files of a layer.
+const (
+	extImage    = ".erofs"
+	extRecord   = ".json"
+	extSkeleton = ".skeleton" // what its tar needs beside the image; layers of older stores have none
 )
 
 // Bounds of the store's and the sources' documents.
@@ -127,7 +134,7 @@ func (s *Store) Dir() string { return s.dir }
 func (s *Store) path(elem ...string) string { return filepath.Join(s.dir, filepath.Join(elem...)) }
 
 func (s *Store) layerPath(id digest.Digest) string {
-	return s.path(dirLayers, id.Encoded()+".erofs")
+	return s.path(dirLayers, id.Encoded()+extImage)
 }
 
 func (s *Store) blobPath(d digest.Digest) string { return s.path(dirBlobs, d.Encoded()) }
@@ -341,7 +348,7 @@ func (s *Store) layer(id digest.Digest) (Layer, error) {
 
 func (s *Store) layerRecord(id digest.Digest) (Layer, *layerRecord, error) {
 	path := s.layerPath(id)
-	b, err := readFile(s.path(dirLayers, id.Encoded()+".json"), maxDocument)
+	b, err := readFile(s.path(dirLayers, id.Encoded()+extRecord), maxDocument)
 	if err != nil {
 		return Layer{}, nil, err
 	}

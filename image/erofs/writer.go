@@ -78,6 +78,7 @@ type Writer struct {
 	opts  Options
 	root  *Inode
 	spool spool
+	base  int64 // of the metadata in the file, after Finish
 	done  bool
 }
 
@@ -183,6 +184,7 @@ func (w *Writer) Finish(uuid [16]byte) (Result, error) {
 	l := layout{pos: inodeSize} // no inode has number 0, which is no file's
 	l.tree(w.root)
 	base := w.out.pos()
+	w.base = base
 	l.extraBase = uint32((base + align(l.pos, BlockSize)) >> blockBits)
 	if int64(l.extraBase)+l.extra > maxBlocks {
 		return Result{}, errors.New("the image does not fit into 16 TiB")

@@ -108,12 +108,6 @@ func (a *ahead) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// drain reads to the end.
-func (a *ahead) drain() error {
-	_, err := io.Copy(io.Discard, a)
-	return err
-}
-
 // explain prefers the stream's own error to what the reader above made of it, so that a tar that is cut short because
 // its source failed says how the source failed.
 func (a *ahead) explain(err error) error {

@@ -65,6 +65,8 @@ var ErrInvalid = errors.New("invalid layer")
 type Options struct {
 	Limits   Limits
 	SpoolDir string // for temporary files without names; empty: the system's directory
+	// Skeleton gets what is needed beside the image to put the tar together again, see OpenSkeleton. May be nil.
+	Skeleton io.Writer
 }
 
 // Result describes a converted layer.
@@ -92,11 +94,16 @@ func Convert(ctx context.Context, r io.Reader, f *os.File, o Options) (_ Result,
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
 
+	skeleton, err := newSkeletonWriter(o.Skeleton)
+	if err != nil {
+		return Result{}, err
+	}
 	h := digest.SHA256.Digester()
 	in := newAhead(ctx, r, h.Hash(), o.Limits.Bytes)
 	defer in.close()
-	t := tree{w: w, limits: o.Limits}
-	tr := tar.NewReader(in)
+	t := tree{w: w, limits: o.Limits, skeleton: skeleton}
+	seen := skeleton.tee(in)
+	tr := tar.NewReader(seen)
 	for {
 		hdr, err := tr.Next()
 		if err == io.EOF {
@@ -110,8 +117,8 @@ func Convert(ctx context.Context, r io.Reader, f *os.File, o Options) (_ Result,
 		}
 	}
 	// What stands after the end of the archive belongs to the digest.
-	if err := in.drain(); err != nil {
-		return Result{}, err
+	if _, err := io.Copy(io.Discard, seen); err != nil {
+		return Result{}, in.explain(err)
 	}
 	id := h.Digest()
 	var uuid [16]byte
@@ -122,6 +129,11 @@ func Convert(ctx context.Context, r io.Reader, f *os.File, o Options) (_ Result,
 	if err != nil {
 		return Result{}, err
 	}
+	if skeleton != nil {
+		if err := skeleton.finish(w, in.total, t.entries, res); err != nil {
+			return Result{}, fmt.Errorf("write the layer's skeleton: %w", err)
+		}
+	}
 	return Result{DiffID: id, TarSize: in.total, Size: res.Size, CRC: res.CRC, Entries: t.entries, Inodes: res.Inodes}, nil
 }
 
@@ -131,6 +143,8 @@ type tree struct {
 	limits  Limits
 	entries int
 	content int64 // bytes of files
+
+	skeleton *skeletonWriter
 }
 
 // add applies one entry.
@@ -180,11 +194,15 @@ func (t *tree) add(hdr *tar.Header, content io.Reader) error {
 			return fmt.Errorf("%w: the layer unpacks to more than %d bytes", ErrLimit, t.limits.Bytes)
 		}
 		t.content += hdr.Size
+		t.skeleton.begin(hdr)
 		c, err := t.w.Content(content, hdr.Size)
 		if err != nil {
 			return err
 		}
 		meta.SetContent(c)
+		if err := t.skeleton.end(meta, hdr.Size); err != nil {
+			return err
+		}
 	case tar.TypeSymlink:
 		switch {
 		case hdr.Linkname == "":

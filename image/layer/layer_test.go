@@ -94,8 +94,13 @@ func convert(t testing.TB, tarBytes []byte, o Options) (string, Result, error) {
 	}
 	defer f.Close()
 	o.SpoolDir = t.TempDir()
+	var skeleton bytes.Buffer
+	o.Skeleton = &skeleton
 	r, err := Convert(context.Background(), bytes.NewReader(tarBytes), f, o)
 	if err == nil {
+		if got, err := assemble(skeleton.Bytes(), f, r.DiffID); err != nil || !bytes.Equal(got, tarBytes) {
+			t.Errorf("put together again, the tar of %d bytes has %d, %v", len(tarBytes), len(got), err)
+		}
 		if fi, err := f.Stat(); err != nil || fi.Size() != r.Size || r.Size%erofs.BlockSize != 0 {
 			t.Errorf("the image has %d bytes, the result says %d", fi.Size(), r.Size)
 		}
