@@ -51,6 +51,8 @@ type Image struct {
 	Ref string
 	// Source is the reference the image came from, as it was written.
 	Source string
+	// Transport says where that led in the end.
+	Transport Transport
 	// Digest is that of the manifest. For sources without a manifest (docker daemon, docker archive) it is the
 	// digest of the OCI manifest that describes the same configuration and uncompressed layers.
 	Digest digest.Digest

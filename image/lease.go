@@ -206,3 +206,17 @@ func (s *Store) leasePull(ctx context.Context, name string, layers, blobs []dige
 	}
 	return hold, nil
 }
+
+// leaseWork is leasePull for work that gives back what is there; what it returns lets go.
+func (s *Store) leaseWork(ctx context.Context, what string, layers, blobs []digest.Digest) (release func(), err error) {
+	hold, err := s.leasePull(ctx, what, layers, blobs)
+	if err != nil {
+		return nil, err
+	}
+	return func() {
+		if err := hold.remove(); err != nil {
+			s.log.Debug("the lease stays behind", "of", what, "err", err)
+		}
+		hold.unlock()
+	}, nil
+}

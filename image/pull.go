@@ -238,16 +238,11 @@ func (s *Store) fetch(ctx context.Context, f *found, o PullOptions) (*Image, err
 			blobs = append(blobs, l.Digest)
 		}
 	}
-	hold, err := s.leasePull(ctx, f.source, f.diffIDs, blobs)
+	release, err := s.leaseWork(ctx, f.source, f.diffIDs, blobs)
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err := hold.remove(); err != nil {
-			s.log.Debug("a pull's lease stays behind", "err", err)
-		}
-		hold.unlock()
-	}()
+	defer release()
 	p.tell(Event{Message: "pulling from " + f.source})
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(o.Parallel)

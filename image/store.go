@@ -309,7 +309,7 @@ func (s *Store) records() ([]*record, error) {
 // load makes an image from its record; fs.ErrNotExist if any of its files is gone.
 func (s *Store) load(r *record) (*Image, error) {
 	img := &Image{
-		Ref: r.Name, Source: r.Source, Digest: r.Manifest.Digest, ConfigDigest: r.Config, Pulled: r.Pulled,
+		Ref: r.Name, Source: r.Source, Transport: r.Transport, Digest: r.Manifest.Digest, ConfigDigest: r.Config, Pulled: r.Pulled,
 	}
 	var err error
 	if img.RawConfig, err = s.readBlob(r.Config); err != nil {
