@@ -55,7 +55,8 @@ type PruneOptions struct {
 	Ingest bool // interrupted downloads of any age, too
 }
 
-// Prune takes what nobody needs from the store: layers without image or bundle, interrupted downloads.
+// Prune takes what nobody needs from the store: dangling images that no bundle uses, layers without image or bundle,
+// interrupted downloads.
 func (s *Store) Prune(ctx context.Context, o PruneOptions) (Removed, error) {
 	var out Removed
 	l, err := s.lock(ctx)
@@ -63,10 +64,8 @@ func (s *Store) Prune(ctx context.Context, o PruneOptions) (Removed, error) {
 		return out, err
 	}
 	defer l.unlock()
-	if o.All {
-		if err := s.removeUnusedLocked(&out); err != nil {
-			return out, fmt.Errorf("prune images: %w", err)
-		}
+	if err := s.removeUnusedLocked(&out, o.All); err != nil {
+		return out, fmt.Errorf("prune images: %w", err)
 	}
 	age := ingestAge
 	if o.Ingest {
@@ -78,8 +77,8 @@ func (s *Store) Prune(ctx context.Context, o PruneOptions) (Removed, error) {
 	return out, nil
 }
 
-// removeUnusedLocked removes the names of images of which no lease holds every layer.
-func (s *Store) removeUnusedLocked(out *Removed) error {
+// removeUnusedLocked removes the names of images of which no lease holds every layer; without all only dangling ones.
+func (s *Store) removeUnusedLocked(out *Removed, all bool) error {
 	leases, err := s.leasesLocked()
 	if err != nil {
 		return err
@@ -89,6 +88,9 @@ func (s *Store) removeUnusedLocked(out *Removed) error {
 		return err
 	}
 	for _, r := range records {
+		if !all && r.Name != danglingName(r.Config) {
+			continue
+		}
 		used := slices.ContainsFunc(leases, func(l *lease) bool {
 			return !slices.ContainsFunc(r.DiffIDs, func(d digest.Digest) bool { return !slices.Contains(l.Layers, d) })
 		})

@@ -306,7 +306,7 @@ func (p *pull) record(ctx context.Context, manifest, config digest.Digest) (*Ima
 		if first == nil {
 			first = r
 		}
-		if err := s.writeRecord(r); err != nil {
+		if err := s.nameLocked(r); err != nil {
 			return nil, err
 		}
 	}

@@ -485,20 +485,74 @@ func (s *Store) Find(ctx context.Context, word string) ([]*Image, error) {
 	return out, nil
 }
 
-// Tag gives an image another name.
+// Tag gives an image another name, which it takes from the image that had it.
 func (s *Store) Tag(ctx context.Context, img *Image, ref Reference) error {
+	if ref.pinned() != "" {
+		return fmt.Errorf("tag %s: %s is a name by digest; only a registry gives such names", img.Ref, ref)
+	}
 	l, err := s.lock(ctx)
 	if err != nil {
 		return err
 	}
 	defer l.unlock()
-	r, err := s.readRecord(recordFile(img.Ref))
+	r, err := s.recordOf(img)
 	if err != nil {
 		return fmt.Errorf("tag %s: %w", img.Ref, err)
 	}
-	r.Name = ref.Key()
-	if err := s.writeRecord(r); err != nil {
+	r.Name, r.Pulled = ref.Key(), time.Now().UTC()
+	if err := s.nameLocked(r); err != nil {
 		return fmt.Errorf("tag %s: %w", img.Ref, err)
+	}
+	return nil
+}
+
+// recordOf is the record of an image, or if its name is gone another one of it.
+func (s *Store) recordOf(img *Image) (*record, error) {
+	r, err := s.readRecord(recordFile(img.Ref))
+	if err == nil && r.Config == img.ConfigDigest {
+		return r, nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	all, err := s.records()
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range all {
+		if r.Config == img.ConfigDigest {
+			return r, nil
+		}
+	}
+	return nil, fmt.Errorf("%w in the store", ErrNotFound)
+}
+
+// nameLocked writes a record under its name. An image that loses its last name by that, and had one as docker's, stays
+// as a dangling one; one that gets a name is none any more.
+func (s *Store) nameLocked(r *record) error {
+	old, err := s.readRecord(recordFile(r.Name))
+	switch {
+	case err == nil && old.Config != r.Config && taggedName(r.Name) != nil:
+		all, err := s.records()
+		if err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(all, func(o *record) bool { return o.Config == old.Config && o.Name != r.Name }) {
+			old.Name = danglingName(old.Config)
+			if err := s.writeRecord(old); err != nil {
+				return err
+			}
+		}
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		s.log.Warn("a record that cannot be read is replaced", "image", r.Name, "err", err)
+	}
+	if err := s.writeRecord(r); err != nil {
+		return err
+	}
+	if name := danglingName(r.Config); r.Name != name {
+		if err := os.Remove(s.path(dirImages, recordFile(name))); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
 	return nil
 }
