@@ -263,7 +263,7 @@ func (a *archive) fromDocker(m dockerImage) (*found, error) {
 		r, _, err := a.open(m.Layers[n], offset)
 		return r, err
 	}
-	f.manifest, err = describe(config, f.layers)
+	f.manifest, err = describe(config, f.layers, nil)
 	return f, err
 }
 

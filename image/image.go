@@ -61,6 +61,8 @@ type Image struct {
 	Config       Config
 	// RawConfig is the configuration as it was read; ConfigDigest is its digest.
 	RawConfig []byte
+	// Parent is the ID of the image that a committed one was made from; else empty. That image may be gone.
+	Parent digest.Digest
 	// Layers are the image's layers, oldest first. A layer may be there twice.
 	Layers []Layer
 	// Pulled is when the image was written to the store.

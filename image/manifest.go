@@ -32,6 +32,7 @@ type document struct {
 	Config        *ocispec.Descriptor  `json:"config"`
 	Layers        []ocispec.Descriptor `json:"layers"`
 	Manifests     []ocispec.Descriptor `json:"manifests"`
+	Annotations   map[string]string    `json:"annotations"`
 	FSLayers      json.RawMessage      `json:"fsLayers"` // schema 1
 }
 
@@ -220,13 +221,14 @@ func parseConfig(b []byte) (Config, error) {
 	return c, nil
 }
 
-// describe makes the OCI manifest of an image whose source has none: the configuration and uncompressed layers.
-func describe(config []byte, layers []ocispec.Descriptor) ([]byte, error) {
+// describe makes the OCI manifest of an image whose source has none.
+func describe(config []byte, layers []ocispec.Descriptor, annotations map[string]string) ([]byte, error) {
 	type manifest struct {
 		SchemaVersion int                  `json:"schemaVersion"`
 		MediaType     string               `json:"mediaType"`
 		Config        ocispec.Descriptor   `json:"config"`
 		Layers        []ocispec.Descriptor `json:"layers"`
+		Annotations   map[string]string    `json:"annotations,omitempty"`
 	}
 	if layers == nil {
 		layers = []ocispec.Descriptor{}
@@ -236,5 +238,6 @@ func describe(config []byte, layers []ocispec.Descriptor) ([]byte, error) {
 		MediaType:     ocispec.MediaTypeImageManifest,
 		Config:        ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: digest.FromBytes(config), Size: int64(len(config))},
 		Layers:        layers,
+		Annotations:   annotations,
 	})
 }

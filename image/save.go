@@ -152,7 +152,7 @@ func (a *archiveWriter) describe(images []*saved, sizes map[digest.Digest]int64)
 			m.LayerSources[l.DiffID] = d
 			layers = append(layers, d)
 		}
-		b, err := describe(i.img.RawConfig, layers)
+		b, err := describe(i.img.RawConfig, layers, nil)
 		if err != nil {
 			return err
 		}

@@ -329,6 +329,9 @@ func (s *Store) load(r *record) (*Image, error) {
 	if len(manifest.Layers) != len(r.DiffIDs) {
 		return nil, fmt.Errorf("manifest %s has %d layers, the configuration %d", r.Manifest.Digest, len(manifest.Layers), len(r.DiffIDs))
 	}
+	if parent := digest.Digest(manifest.Annotations[parentAnnotation]); r.Transport == Committed && checkDigest(parent) == nil {
+		img.Parent = parent
+	}
 	for i, id := range r.DiffIDs {
 		l, err := s.layer(id)
 		if err != nil {
