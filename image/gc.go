@@ -177,7 +177,7 @@ func (s *Store) collectLayers(out *Removed, r roots) error {
 	for _, e := range entries {
 		name, isImage := strings.CutSuffix(e.Name(), extImage)
 		if !isImage {
-			name = strings.TrimSuffix(strings.TrimSuffix(e.Name(), extRecord), extSkeleton)
+			name, _, _ = strings.Cut(e.Name(), ".")
 		}
 		id := digest.NewDigestFromEncoded(digest.SHA256, name)
 		if r.layers[id] || id.Validate() != nil {

@@ -381,6 +381,11 @@ func (p *pull) make(ctx context.Context, n int, event Event) error {
 		err := p.convert(ctx, d, id)
 		resumed := d.resumed
 		err = errors.Join(err, d.finish(err))
+		if err == nil && d.want != "" {
+			if err := s.addVerifiedBlob(id, desc); err != nil {
+				return err
+			}
+		}
 		if err == nil && p.opts.KeepBlobs && d.part != "" {
 			return p.keep(d.part, desc.Digest)
 		}

@@ -32,10 +32,15 @@ type registry struct {
 	repo   string
 	scheme string
 	client *http.Client
+
+	// What the client is made of, for another one of the library's.
+	name  name.Repository
+	auth  authn.Authenticator
+	guard http.RoundTripper
 }
 
-// dialRegistry speaks the registry's authentication handshake.
-func dialRegistry(ctx context.Context, ref Reference, o PullOptions) (*registry, error) {
+// dialRegistry speaks the registry's authentication handshake, for a scope as transport.PullScope.
+func dialRegistry(ctx context.Context, ref Reference, o PullOptions, scope string) (*registry, error) {
 	repo, err := name.NewRepository(ref.domain()+"/"+ref.repository(), name.Insecure)
 	if err != nil {
 		return nil, err
@@ -57,12 +62,12 @@ func dialRegistry(ctx context.Context, ref Reference, o PullOptions) (*registry,
 		DisableCompression:    true, // a blob is the bytes with its digest, not what they would unpack to
 	}
 	guard := schemes{host: host, plain: plain, next: base}
-	r := &registry{host: host, repo: repo.RepositoryStr(), scheme: "https"}
+	r := &registry{host: host, repo: repo.RepositoryStr(), scheme: "https", name: repo, auth: auth, guard: guard}
 	if plain {
 		r.scheme = "http"
 	}
 	err = retry(ctx, func() error {
-		t, err := transport.NewWithContext(ctx, repo.Registry, auth, guard, []string{repo.Scope(transport.PullScope)})
+		t, err := transport.NewWithContext(ctx, repo.Registry, auth, guard, []string{repo.Scope(scope)})
 		if err != nil {
 			return r.explain(err)
 		}
@@ -111,8 +116,31 @@ func (r *registry) explain(err error) error {
 }
 
 func (r *registry) get(ctx context.Context, path string, header http.Header) (*http.Response, error) {
+	return r.ask(ctx, http.MethodGet, path, header)
+}
+
+// has says whether the repository has a blob.
+func (r *registry) has(ctx context.Context, d digest.Digest) (bool, error) {
+	found := false
+	err := retry(ctx, func() error {
+		ctx, cancel := context.WithTimeout(ctx, stallTimeout)
+		defer cancel()
+		resp, err := r.ask(ctx, http.MethodHead, "blobs/"+d.String(), nil)
+		if errors.Is(err, ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		found = true
+		return resp.Body.Close()
+	})
+	return found, err
+}
+
+func (r *registry) ask(ctx context.Context, method, path string, header http.Header) (*http.Response, error) {
 	u := url.URL{Scheme: r.scheme, Host: r.host, Path: "/v2/" + r.repo + "/" + path}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -192,7 +220,7 @@ func retry(ctx context.Context, act func() error) error {
 
 // findRemote finds an image at its registry.
 func findRemote(ctx context.Context, ref Reference, o PullOptions) (*found, error) {
-	r, err := dialRegistry(ctx, ref, o)
+	r, err := dialRegistry(ctx, ref, o, transport.PullScope)
 	if err != nil {
 		return nil, err
 	}

@@ -44,6 +44,7 @@ const (
 	extImage    = ".erofs"
 	extRecord   = ".json"
 	extSkeleton = ".skeleton" // what its tar needs beside the image; layers of older stores have none
+	extBlobs    = ".blobs"    // compressed blobs that were seen to hold the layer; may be missing
 )
 
 // Bounds of the store's and the sources' documents.

@@ -142,7 +142,7 @@ func TestSkeletonIsCollected(t *testing.T) {
 	}
 	var want []string
 	for _, l := range two.Layers {
-		for _, ext := range []string{extImage, extRecord, extSkeleton} {
+		for _, ext := range []string{extImage, extRecord, extSkeleton, extBlobs} {
 			want = append(want, l.DiffID.Encoded()+ext)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kcradle/kcradle/image/layer"
 )
@@ -131,4 +132,44 @@ func (s *Store) hasSkeleton(id digest.Digest) error {
 		err = f.Close()
 	}
 	return err
+}
+
+// maxBlobs is how many blobs are remembered of a layer.
+const maxBlobs = 4
+
+// verifiedBlobs are compressed blobs of which this store itself has seen that they unpack to a layer, the last one
+// first. What an image's manifest says of layers that were there already is only its author's word.
+func (s *Store) verifiedBlobs(id digest.Digest) []ocispec.Descriptor {
+	path := s.path(dirLayers, id.Encoded()+extBlobs)
+	b, err := readFile(path, maxDocument)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	var out []ocispec.Descriptor
+	if err == nil {
+		err = decodeStrict(b, &out)
+	}
+	for _, d := range out {
+		err = errors.Join(err, checkDescriptor(d, maxBlob), checkLayerType(d.MediaType))
+	}
+	if err != nil || len(out) > maxBlobs {
+		s.log.Debug("what is known of a layer's blobs cannot be used", "file", path, "err", err)
+		return nil
+	}
+	return out
+}
+
+// addVerifiedBlob remembers a blob. Two processes at once may lose one of theirs.
+func (s *Store) addVerifiedBlob(id digest.Digest, d ocispec.Descriptor) error {
+	out := []ocispec.Descriptor{{MediaType: ociLayerType(d.MediaType), Digest: d.Digest, Size: d.Size}}
+	for _, old := range s.verifiedBlobs(id) {
+		if old.Digest != d.Digest && len(out) < maxBlobs {
+			out = append(out, old)
+		}
+	}
+	b, err := json.Marshal(out)
+	if err != nil {
+		return err
+	}
+	return s.writeFile(s.path(dirLayers, id.Encoded()+extBlobs), append(b, '\n'), 0o600)
 }
