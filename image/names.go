@@ -24,6 +24,8 @@ type Summary struct {
 	RepoTags []string
 	// RepoDigests are the manifests that registries have for it ("debian@sha256:…").
 	RepoDigests []string
+	// Parent is the ID of the image that it was committed from, if one of its names knows.
+	Parent digest.Digest
 	// Dangling: it has no name any more, because another image has it now, or it never had one.
 	Dangling bool
 	// LastTagged is when it got its last name.
@@ -94,6 +96,9 @@ func summarize(all []*Image) []*Summary {
 		}
 		if u.Image == nil || img.Pulled.After(u.LastTagged) {
 			u.Image, u.LastTagged = img, img.Pulled
+		}
+		if img.Parent != "" {
+			u.Parent = img.Parent
 		}
 		if img.Ref != danglingName(u.ID) {
 			u.Names = append(u.Names, img.Ref)
