@@ -52,14 +52,14 @@ func (d *Daemon) create(w http.ResponseWriter, r *dockerapi.Request) error {
 
 // newContainer makes a container: the bundle with all that belongs to it, or nothing.
 func (d *Daemon) newContainer(ctx context.Context, name string, q *request) (*Container, []string, error) {
-	images, err := d.cfg.Store.Find(ctx, q.Image)
-	if errors.Is(err, image.ErrNotFound) || err == nil && len(images) == 0 {
-		return nil, nil, dockerapi.NotFound("No such image: %s", withTag(q.Image))
-	}
+	found, err := d.lookup(ctx, q.Image)
 	if err != nil {
-		return nil, nil, dockerapi.BadRequest("%w", err)
+		return nil, nil, err
 	}
-	img := images[0]
+	img := found.Image
+	if err := img.Runs(); err != nil {
+		return nil, nil, dockerapi.NotFound("image with reference %s was found but does not provide the specified platform (%s): %w", q.Image, image.Platform, err)
+	}
 	from, err := d.mountsFrom(q.HostConfig.VolumesFrom)
 	if err != nil {
 		return nil, nil, err

@@ -233,7 +233,14 @@ func (d *Daemon) routes() []dockerapi.Route {
 		{Method: "GET", Path: "/images/json", Handle: d.images},
 		{Method: "POST", Path: "/images/create", Handle: d.pull},
 		{Method: "POST", Path: "/images/load", Handle: d.loadImages},
+		{Method: "GET", Path: "/images/get", Handle: d.save},
+		{Method: "GET", Path: "/images/search", Handle: d.search},
+		{Method: "POST", Path: "/images/prune", Handle: d.imagePrune},
 		{Method: "GET", Path: "/images/{name+}/json", Handle: d.imageInspect},
+		{Method: "GET", Path: "/images/{name+}/history", Handle: d.imageHistory},
+		{Method: "GET", Path: "/images/{name+}/get", Handle: d.save},
+		{Method: "POST", Path: "/images/{name+}/tag", Handle: d.imageTag},
+		{Method: "POST", Path: "/images/{name+}/push", Handle: d.push},
 		{Method: "DELETE", Path: "/images/{name+}", Handle: d.imageRemove},
 	}
 	return append(table, absent()...)

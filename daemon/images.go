@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/distribution/reference"
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/moby/moby/api/types/events"
 	imagetypes "github.com/moby/moby/api/types/image"
@@ -48,47 +49,16 @@ func familiar(name string) string {
 	return name
 }
 
-// named is an image with all its names.
-type named struct {
-	*image.Image
-	tags, digests []string
-}
-
-// byID returns the store's images, one for each ID, the newest first.
-func (d *Daemon) byID(ctx context.Context) ([]*named, error) {
-	all, err := d.cfg.Store.List(ctx)
-	if err != nil {
-		return nil, err
+// lookup finds one image by name or ID.
+func (d *Daemon) lookup(ctx context.Context, name string) (*image.Summary, error) {
+	u, err := d.cfg.Store.Lookup(ctx, name)
+	switch {
+	case errors.Is(err, image.ErrNotFound):
+		return nil, dockerapi.NotFound("No such image: %s", withTag(name))
+	case err != nil:
+		return nil, dockerapi.BadRequest("%w", err)
 	}
-	ids := map[digest.Digest]*named{}
-	var out []*named
-	for _, img := range all {
-		n := ids[img.ConfigDigest]
-		if n == nil {
-			n = &named{Image: img, tags: []string{}, digests: []string{}}
-			ids[img.ConfigDigest], out = n, append(out, n)
-		}
-		ref, err := image.ParseReference(img.Ref)
-		if err != nil || ref.Name() == "" {
-			continue
-		}
-		name := ref.Familiar()
-		if repo, _, pinned := strings.Cut(name, "@"); pinned {
-			n.digests = append(n.digests, name)
-			_ = repo
-			continue
-		}
-		n.tags = append(n.tags, name)
-	}
-	slices.SortStableFunc(out, func(a, b *named) int { return created(b.Image).Compare(created(a.Image)) })
-	return out, nil
-}
-
-func created(i *image.Image) time.Time {
-	if i.Config.Created != nil {
-		return *i.Config.Created
-	}
-	return time.Time{}
+	return u, nil
 }
 
 func (d *Daemon) images(w http.ResponseWriter, r *dockerapi.Request) error {
@@ -100,53 +70,61 @@ func (d *Daemon) images(w http.ResponseWriter, r *dockerapi.Request) error {
 	if err != nil {
 		return err
 	}
-	all, err := d.byID(r.Context())
+	var before, since time.Time
+	for key, into := range map[string]*time.Time{"before": &before, "since": &since} {
+		for _, ref := range f[key] {
+			u, err := d.lookup(r.Context(), ref)
+			if err != nil {
+				return err
+			}
+			*into = u.Image.Created()
+		}
+	}
+	until := time.Time{}
+	for _, v := range f["until"] {
+		if until, err = dockerapi.ParseTime(v, time.Now()); err != nil {
+			return err
+		}
+	}
+	all, err := d.cfg.Store.Images(r.Context())
 	if err != nil {
 		return err
 	}
 	out := []imagetypes.Summary{}
-	for _, n := range all {
-		if len(f["dangling"]) > 0 && dangling != (len(n.tags) == 0) || !f.Labels("label", n.Config.Config.Labels) {
+	for _, u := range all {
+		made := u.Image.Created()
+		switch {
+		case len(f["dangling"]) > 0 && dangling != u.Dangling, !f.Labels("label", u.Image.Config.Config.Labels),
+			!before.IsZero() && !made.Before(before), !since.IsZero() && !made.After(since), !until.IsZero() && !made.Before(until):
 			continue
 		}
-		if len(f["reference"]) > 0 && !slices.ContainsFunc(n.tags, func(t string) bool { return f.Match("reference", t) || f.Exact("reference", familiarWithoutTag(t)) }) {
-			continue
+		tags := append([]string{}, u.RepoTags...)
+		if len(f["reference"]) > 0 {
+			tags = slices.DeleteFunc(tags, func(t string) bool {
+				return !slices.ContainsFunc(f["reference"], func(p string) bool { return matches(p, t) })
+			})
+			if len(tags) == 0 {
+				continue
+			}
 		}
-		out = append(out, imagetypes.Summary{
-			ID: string(n.ConfigDigest), RepoTags: n.tags, RepoDigests: n.digests, Created: created(n.Image).Unix(),
-			Size: n.Size(), SharedSize: -1, Containers: -1, Labels: n.Config.Config.Labels,
-		})
+		s := imagetypes.Summary{
+			ID: string(u.ID), ParentID: string(u.Parent), RepoTags: tags, RepoDigests: append([]string{}, u.RepoDigests...),
+			Created: made.Unix(), Size: u.Size, SharedSize: -1, Containers: -1, Labels: u.Image.Config.Config.Labels,
+		}
+		if r.Bool("shared-size") {
+			s.SharedSize = u.Shared
+		}
+		out = append(out, s)
 	}
 	return dockerapi.WriteJSON(w, http.StatusOK, out)
 }
 
-// imageOf finds one image by name or ID.
-func (d *Daemon) imageOf(ctx context.Context, name string) (*named, error) {
-	found, err := d.cfg.Store.Find(ctx, name)
-	if errors.Is(err, image.ErrNotFound) || err == nil && len(found) == 0 {
-		return nil, dockerapi.NotFound("No such image: %s", withTag(name))
-	}
-	if err != nil {
-		return nil, dockerapi.BadRequest("%w", err)
-	}
-	all, err := d.byID(ctx)
-	if err != nil {
-		return nil, err
-	}
-	for _, n := range all {
-		if n.ConfigDigest == found[0].ConfigDigest {
-			return n, nil
-		}
-	}
-	return nil, dockerapi.NotFound("No such image: %s", withTag(name))
-}
-
 func (d *Daemon) imageInspect(w http.ResponseWriter, r *dockerapi.Request) error {
-	n, err := d.imageOf(r.Context(), r.Var("name"))
+	u, err := d.lookup(r.Context(), r.Var("name"))
 	if err != nil {
 		return err
 	}
-	cfg := n.Config
+	cfg := u.Image.Config
 	layers := []string{}
 	for _, l := range cfg.RootFS.DiffIDs {
 		layers = append(layers, string(l))
@@ -155,23 +133,171 @@ func (d *Daemon) imageInspect(w http.ResponseWriter, r *dockerapi.Request) error
 	var raw struct {
 		Config        json.RawMessage `json:"config"`
 		DockerVersion string          `json:"docker_version"`
-		Comment       string          `json:"comment"`
 	}
-	if err := json.Unmarshal(n.RawConfig, &raw); err != nil {
-		return fmt.Errorf("read the configuration of image %s: %w", n.ConfigDigest, err)
+	if err := json.Unmarshal(u.Image.RawConfig, &raw); err != nil {
+		return fmt.Errorf("read the configuration of image %s: %w", u.ID, err)
 	}
 	out := map[string]any{
-		"Id": n.ConfigDigest, "RepoTags": n.tags, "RepoDigests": n.digests, "Parent": "", "Comment": raw.Comment,
-		"Created": created(n.Image).UTC().Format(time.RFC3339Nano), "DockerVersion": raw.DockerVersion, "Author": cfg.Author,
-		"Config": raw.Config, "Architecture": cfg.Architecture, "Os": cfg.OS, "Size": n.Size(),
-		"GraphDriver": map[string]any{"Name": storageDriver, "Data": map[string]string{}},
-		"RootFS":      map[string]any{"Type": "layers", "Layers": layers},
-		"Metadata":    map[string]any{"LastTagTime": n.Pulled.UTC().Format(time.RFC3339Nano)},
+		"Id": u.ID, "RepoTags": append([]string{}, u.RepoTags...), "RepoDigests": append([]string{}, u.RepoDigests...),
+		"Parent": u.Parent, "Comment": u.Image.Comment(), "Created": u.Image.Created().UTC().Format(time.RFC3339Nano),
+		"DockerVersion": raw.DockerVersion, "Author": cfg.Author, "Config": raw.Config, "Architecture": cfg.Architecture, "Os": cfg.OS,
+		"Size": u.Size, "GraphDriver": map[string]any{"Name": storageDriver, "Data": map[string]string{}},
+		"RootFS":   map[string]any{"Type": "layers", "Layers": layers},
+		"Metadata": map[string]any{"LastTagTime": u.LastTagged.UTC().Format(time.RFC3339Nano)},
 	}
 	if r.Version < 44 {
-		out["VirtualSize"] = n.Size()
+		out["VirtualSize"] = u.Size
 	}
 	return dockerapi.WriteJSON(w, http.StatusOK, out)
+}
+
+func (d *Daemon) imageHistory(w http.ResponseWriter, r *dockerapi.Request) error {
+	u, err := d.lookup(r.Context(), r.Var("name"))
+	if err != nil {
+		return err
+	}
+	steps, err := d.cfg.Store.History(r.Context(), u.Image)
+	if err != nil {
+		return err
+	}
+	out := []imagetypes.HistoryResponseItem{}
+	for i, s := range steps {
+		item := imagetypes.HistoryResponseItem{ID: "<missing>", Created: s.Created.Unix(), CreatedBy: s.CreatedBy, Tags: s.RepoTags, Size: s.Size, Comment: s.Comment}
+		if s.ID != "" {
+			item.ID = string(s.ID)
+		}
+		if i == 0 {
+			item.Tags = u.RepoTags
+		}
+		out = append(out, item)
+	}
+	return dockerapi.WriteJSON(w, http.StatusOK, out)
+}
+
+// imageTag gives an image another name.
+func (d *Daemon) imageTag(w http.ResponseWriter, r *dockerapi.Request) error {
+	u, err := d.lookup(r.Context(), r.Var("name"))
+	if err != nil {
+		return err
+	}
+	ref, err := newName(r.Query("repo"), r.Query("tag"))
+	if err != nil {
+		return err
+	}
+	if err := d.cfg.Store.Tag(r.Context(), u.Image, ref); err != nil {
+		return err
+	}
+	d.imageEvent(events.ActionTag, string(u.ID), ref.Familiar())
+	w.WriteHeader(http.StatusCreated)
+	return nil
+}
+
+// newName is a name that an image is to get.
+func newName(repo, tag string) (image.Reference, error) {
+	if tag != "" {
+		repo += ":" + tag
+	}
+	ref, err := image.ParseReference("docker://" + repo)
+	if err != nil {
+		return ref, dockerapi.BadRequest("invalid reference format: %w", err)
+	}
+	if strings.Contains(repo, "@") {
+		return ref, dockerapi.BadRequest("refusing to create a tag with a digest reference")
+	}
+	return ref, nil
+}
+
+func (d *Daemon) imageEvent(action events.Action, id, name string) {
+	d.events.publish(daemonEvent(events.ImageEventType, action, id, map[string]string{"name": name}))
+}
+
+// save writes images as an archive that docker load reads.
+func (d *Daemon) save(w http.ResponseWriter, r *dockerapi.Request) error {
+	names := r.Form["names"]
+	if name := r.Var("name"); name != "" {
+		names = []string{name}
+	}
+	for _, n := range names { // what is not there is said while that can be said
+		if _, err := d.lookup(r.Context(), n); err != nil {
+			return err
+		}
+	}
+	w.Header().Set("Content-Type", "application/x-tar")
+	if err := d.cfg.Store.Save(r.Context(), w, names); err != nil {
+		return err
+	}
+	for _, n := range names {
+		if u, err := d.lookup(r.Context(), n); err == nil {
+			d.imageEvent(events.ActionSave, string(u.ID), string(u.ID))
+		}
+	}
+	return nil
+}
+
+// push sends an image to its registry.
+func (d *Daemon) push(w http.ResponseWriter, r *dockerapi.Request) error {
+	name := r.Var("name")
+	if tag := r.Query("tag"); tag != "" {
+		name += ":" + tag
+	}
+	ref, err := image.ParseReference("docker://" + name)
+	if err != nil {
+		return dockerapi.BadRequest("invalid reference format: %w", err)
+	}
+	if _, err := d.cfg.Store.Get(r.Context(), ref); errors.Is(err, image.ErrNotFound) {
+		return dockerapi.NotFound("An image does not exist locally with the tag: %s", familiarWithoutTag(ref.Familiar()))
+	} else if err != nil {
+		return err
+	}
+	var o image.PushOptions
+	if o.Keychain, err = keychain(r.Header.Get("X-Registry-Auth")); err != nil {
+		return err
+	}
+	out, err := dockerapi.NewJSONStream(w)
+	if err != nil {
+		return err
+	}
+	t := &teller{out: out, last: map[digest.Digest]time.Time{}, verb: "Pushing", done: "Pushed", exists: "Layer already exists"}
+	t.say(progress{Status: fmt.Sprintf("The push refers to repository [%s]", familiarWithoutTag(ref.Name()))})
+	o.Progress = t.event
+	desc, err := d.cfg.Store.Push(r.Context(), ref, o)
+	if err != nil {
+		t.fail(err)
+		return nil
+	}
+	t.say(progress{Status: fmt.Sprintf("%s: digest: %s size: %d", lastTag(ref.Familiar()), desc.Digest, desc.Size)})
+	d.imageEvent(events.ActionPush, ref.Familiar(), familiarWithoutTag(ref.Familiar()))
+	return nil
+}
+
+// importImage makes an image of a tar of a root file system.
+func (d *Daemon) importImage(w http.ResponseWriter, r *dockerapi.Request) error {
+	if src := r.Query("fromSrc"); src != "-" {
+		return dockerapi.Errorf(http.StatusNotImplemented, "import from %q is refused: the daemon fetches nothing but from registries; give the archive on standard input", src)
+	}
+	o := image.ImportOptions{Changes: r.Form["changes"], Message: r.Query("message"), Platform: r.Query("platform")}
+	if repo := r.Query("repo"); repo != "" {
+		var err error
+		if o.Ref, err = newName(repo, r.Query("tag")); err != nil {
+			return err
+		}
+	}
+	if err := http.NewResponseController(w).EnableFullDuplex(); err != nil {
+		return err
+	}
+	img, err := d.cfg.Store.Import(r.Context(), r.Body, o)
+	if errors.Is(err, image.ErrChange) {
+		return dockerapi.BadRequest("%w", err)
+	}
+	if err != nil {
+		return err
+	}
+	out, err := dockerapi.NewJSONStream(w)
+	if err != nil {
+		return err
+	}
+	d.imageEvent(events.ActionImport, string(img.ConfigDigest), string(img.ConfigDigest))
+	return out.Write(progress{Status: string(img.ConfigDigest)})
 }
 
 // progress is a line of docker's progress.
@@ -198,6 +324,12 @@ type teller struct {
 	mu   sync.Mutex
 	out  *dockerapi.JSONStream
 	last map[digest.Digest]time.Time
+
+	verb, done, exists string // docker's words
+}
+
+func (t *teller) fail(err error) {
+	t.say(progress{ErrorObj: &progressError{err.Error()}, Error: err.Error()})
 }
 
 func (t *teller) say(p progress) {
@@ -213,17 +345,25 @@ func (t *teller) event(e image.Event) {
 		}
 		return
 	}
-	p := progress{ID: e.Blob.Encoded()[:12], Detail: &progressDetail{}}
+	shown := e.Blob
+	if shown == "" {
+		shown = e.Layer
+	}
+	p := progress{ID: shown.Encoded()[:12], Detail: &progressDetail{}}
 	switch e.State {
 	case image.Waiting:
 		p.Status = "Waiting"
 	case image.Exists:
-		p.Status = "Already exists"
+		p.Status = t.exists
 	case image.Done:
-		p.Status = "Pull complete"
+		p.Status = t.done
 	case image.Retrying:
 		p.Status = fmt.Sprintf("Retrying in %d seconds", int(e.Wait.Seconds()+0.999))
-	case image.Pulling:
+	case image.Mounted:
+		p.Status = "Mounted from " + e.Message
+	case image.Compressing:
+		p.Status = "Preparing"
+	case image.Pulling, image.Pushing:
 		t.mu.Lock()
 		soon := time.Since(t.last[e.Layer]) < 100*time.Millisecond
 		if !soon {
@@ -233,7 +373,7 @@ func (t *teller) event(e image.Event) {
 		if soon {
 			return
 		}
-		p.Status, p.Detail = "Downloading", &progressDetail{Current: e.Current, Total: e.Total}
+		p.Status, p.Detail = t.verb, &progressDetail{Current: e.Current, Total: e.Total}
 	}
 	t.say(p)
 }
@@ -242,7 +382,7 @@ func (t *teller) event(e image.Event) {
 func (d *Daemon) pull(w http.ResponseWriter, r *dockerapi.Request) error {
 	name, tag := r.Query("fromImage"), r.Query("tag")
 	if name == "" {
-		return dockerapi.Errorf(http.StatusNotImplemented, "import from %q is not offered: load an archive instead", r.Query("fromSrc"))
+		return d.importImage(w, r)
 	}
 	switch {
 	case strings.HasPrefix(tag, "sha256:"):
@@ -255,26 +395,24 @@ func (d *Daemon) pull(w http.ResponseWriter, r *dockerapi.Request) error {
 		return dockerapi.BadRequest("invalid reference format: %w", err)
 	}
 	options := image.PullOptions{Policy: image.Always, Platform: r.Query("platform")}
-	if h := r.Header.Get("X-Registry-Auth"); h != "" {
-		if options.Keychain, err = keychain(h); err != nil {
-			return err
-		}
+	if options.Keychain, err = keychain(r.Header.Get("X-Registry-Auth")); err != nil {
+		return err
 	}
 	out, err := dockerapi.NewJSONStream(w)
 	if err != nil {
 		return err
 	}
-	t := &teller{out: out, last: map[digest.Digest]time.Time{}}
+	t := &teller{out: out, last: map[digest.Digest]time.Time{}, verb: "Downloading", done: "Pull complete", exists: "Already exists"}
 	t.say(progress{Status: "Pulling from " + familiarWithoutTag(ref.Familiar()), ID: lastTag(ref.Familiar())})
 	options.Progress = t.event
 	img, err := d.cfg.Store.Pull(r.Context(), ref, options)
 	if err != nil {
-		t.say(progress{ErrorObj: &progressError{err.Error()}, Error: err.Error()})
+		t.fail(err)
 		return nil
 	}
 	t.say(progress{Status: "Digest: " + string(img.Digest)})
 	t.say(progress{Status: "Status: Downloaded newer image for " + ref.Familiar()})
-	d.events.publish(daemonEvent(events.ImageEventType, events.ActionPull, ref.Familiar(), map[string]string{"name": familiarWithoutTag(ref.Familiar())}))
+	d.imageEvent(events.ActionPull, ref.Familiar(), familiarWithoutTag(ref.Familiar()))
 	return nil
 }
 
@@ -285,9 +423,16 @@ func lastTag(s string) string {
 	return "latest"
 }
 
-// keychain are the credentials of a request's header.
+// keychain are the credentials of a request's X-Registry-Auth header; nil if it has none. What the header says is for whatever
+// registry is asked: the client has chosen it so.
 func keychain(header string) (authn.Keychain, error) {
+	if header == "" {
+		return nil, nil
+	}
 	raw, err := base64.URLEncoding.DecodeString(header)
+	if err != nil {
+		raw, err = base64.RawURLEncoding.DecodeString(header)
+	}
 	if err != nil {
 		return nil, dockerapi.BadRequest("invalid X-Registry-Auth header: %w", err)
 	}
@@ -298,14 +443,7 @@ func keychain(header string) (authn.Keychain, error) {
 	if c == (registry.AuthConfig{}) {
 		return nil, nil
 	}
-	return credentials{authn.AuthConfig{Username: c.Username, Password: c.Password, Auth: c.Auth, IdentityToken: c.IdentityToken, RegistryToken: c.RegistryToken}}, nil
-}
-
-// credentials are given to whatever registry is asked: the client has chosen them for it.
-type credentials struct{ config authn.AuthConfig }
-
-func (c credentials) Resolve(authn.Resource) (authn.Authenticator, error) {
-	return authn.FromConfig(c.config), nil
+	return image.Credentials{Username: c.Username, Password: c.Password, IdentityToken: c.IdentityToken, RegistryToken: c.RegistryToken}.Keychain(), nil
 }
 
 // loadImages reads what docker save wrote.
@@ -317,21 +455,21 @@ func (d *Daemon) loadImages(w http.ResponseWriter, r *dockerapi.Request) error {
 	if err != nil {
 		return err
 	}
-	t := &teller{out: out, last: map[digest.Digest]time.Time{}}
-	options := image.PullOptions{}
+	t := &teller{out: out, last: map[digest.Digest]time.Time{}, verb: "Downloading", done: "Pull complete", exists: "Already exists"}
+	options := image.PullOptions{AnyPlatform: true}
 	if !r.Bool("quiet") {
 		options.Progress = t.event
 	}
 	images, err := d.cfg.Store.Load(r.Context(), r.Body, options)
 	if err != nil {
-		t.say(progress{ErrorObj: &progressError{err.Error()}, Error: err.Error()})
+		t.fail(err)
 		return nil
 	}
 	_, _ = io.Copy(io.Discard, io.LimitReader(r.Body, 1<<20)) // what follows the archive
 	for _, img := range images {
 		if ref, err := image.ParseReference(img.Ref); err == nil && ref.Name() != "" {
 			t.say(progress{Stream: "Loaded image: " + ref.Familiar() + "\n"})
-			d.events.publish(daemonEvent(events.ImageEventType, events.ActionLoad, string(img.ConfigDigest), map[string]string{"name": ref.Familiar()}))
+			d.imageEvent(events.ActionLoad, string(img.ConfigDigest), ref.Familiar())
 			continue
 		}
 		t.say(progress{Stream: "Loaded image ID: " + string(img.ConfigDigest) + "\n"})
@@ -339,57 +477,101 @@ func (d *Daemon) loadImages(w http.ResponseWriter, r *dockerapi.Request) error {
 	return nil
 }
 
-// imageRemove takes a name away, and the image with its last one.
+// imageRemove does what docker rmi does.
 func (d *Daemon) imageRemove(w http.ResponseWriter, r *dockerapi.Request) error {
-	ctx := context.WithoutCancel(r.Context())
 	name := r.Var("name")
-	found, err := d.cfg.Store.Find(ctx, name)
-	if errors.Is(err, image.ErrNotFound) || err == nil && len(found) == 0 {
+	done, err := d.cfg.Store.Delete(context.WithoutCancel(r.Context()), name, image.DeleteOptions{Force: r.Bool("force"), Users: d.imageUsers})
+	switch {
+	case errors.Is(err, image.ErrNotFound):
 		return dockerapi.NotFound("No such image: %s", withTag(name))
-	}
-	if err != nil {
+	case errors.Is(err, image.ErrConflict):
+		return dockerapi.Conflict("%w", err)
+	case errors.Is(err, image.ErrAmbiguous):
 		return dockerapi.BadRequest("%w", err)
-	}
-	n, err := d.imageOf(ctx, name)
-	if err != nil {
+	case err != nil:
 		return err
 	}
-	force := r.Bool("force")
-	last := len(found) == len(n.tags)+len(n.digests) || len(n.tags)+len(n.digests) <= 1
-	if len(found) > 1 && !force {
-		return dockerapi.Conflict("conflict: unable to delete %s (must be forced) - image is referenced in multiple repositories", short(n.ConfigDigest))
-	}
-	if last {
-		for _, c := range d.all() {
-			f := c.look()
-			if c.b.Pod.Containers[0].Image.ConfigID != string(n.ConfigDigest) {
-				continue
-			}
-			if f.running() {
-				return dockerapi.Conflict("conflict: unable to delete %s (cannot be forced) - image is being used by running container %s", short(n.ConfigDigest), c.id[:12])
-			}
-			if !force {
-				return dockerapi.Conflict("conflict: unable to remove repository reference %q (must force) - container %s is using its referenced image %s", name, c.id[:12], short(n.ConfigDigest))
-			}
-		}
-	}
-	removed, err := d.cfg.Store.Remove(ctx, found...)
-	if err != nil {
-		return err
-	}
-	out := []imagetypes.DeleteResponse{}
-	for _, ref := range removed.Images {
-		out = append(out, imagetypes.DeleteResponse{Untagged: familiar(ref)})
-		d.events.publish(daemonEvent(events.ImageEventType, events.ActionUnTag, string(n.ConfigDigest), map[string]string{"name": string(n.ConfigDigest)}))
-	}
-	if last {
-		out = append(out, imagetypes.DeleteResponse{Deleted: string(n.ConfigDigest)})
-		for _, l := range removed.Layers {
-			out = append(out, imagetypes.DeleteResponse{Deleted: string(l)})
-		}
-		d.events.publish(daemonEvent(events.ImageEventType, events.ActionDelete, string(n.ConfigDigest), map[string]string{"name": string(n.ConfigDigest)}))
-	}
-	return dockerapi.WriteJSON(w, http.StatusOK, out)
+	return dockerapi.WriteJSON(w, http.StatusOK, d.deleted(done.Items))
 }
 
-func short(d digest.Digest) string { return d.Encoded()[:12] }
+// deleted are a deletion's items as docker shows them; it tells of them, too.
+func (d *Daemon) deleted(items []image.DeletedItem) []imagetypes.DeleteResponse {
+	out := []imagetypes.DeleteResponse{}
+	for _, i := range items {
+		out = append(out, imagetypes.DeleteResponse{Untagged: i.Untagged, Deleted: i.Deleted})
+		if i.Untagged != "" {
+			d.imageEvent(events.ActionUnTag, i.Untagged, i.Untagged)
+		} else {
+			d.imageEvent(events.ActionDelete, i.Deleted, i.Deleted)
+		}
+	}
+	return out
+}
+
+// imageUsers are the containers that were made of an image.
+func (d *Daemon) imageUsers(id digest.Digest) []image.User {
+	var out []image.User
+	for _, c := range d.all() {
+		if c.b.Pod.Containers[0].Image.ConfigID == string(id) {
+			out = append(out, image.User{Name: c.id[:12], Running: c.look().running()})
+		}
+	}
+	return out
+}
+
+// imagePrune removes the images without a name, or with dangling=false all that no container uses.
+func (d *Daemon) imagePrune(w http.ResponseWriter, r *dockerapi.Request) error {
+	f, err := dockerapi.ParseFilters(r.Query("filters"), "dangling", "label", "label!", "until")
+	if err != nil {
+		return err
+	}
+	dangling, err := f.Bool("dangling", true)
+	if err != nil {
+		return err
+	}
+	until := time.Time{}
+	for _, v := range f["until"] {
+		if until, err = dockerapi.ParseTime(v, time.Now()); err != nil {
+			return err
+		}
+	}
+	ctx := context.WithoutCancel(r.Context())
+	all, err := d.cfg.Store.Images(ctx)
+	if err != nil {
+		return err
+	}
+	report := imagetypes.PruneReport{ImagesDeleted: []imagetypes.DeleteResponse{}}
+	for _, u := range all {
+		labels := u.Image.Config.Config.Labels
+		if dangling && !u.Dangling || len(d.imageUsers(u.ID)) > 0 || !f.Labels("label", labels) ||
+			!until.IsZero() && !u.Image.Created().Before(until) ||
+			slices.ContainsFunc(f["label!"], func(l string) bool { return dockerapi.Filters{"label": {l}}.Labels("label", labels) }) {
+			continue
+		}
+		done, err := d.cfg.Store.Delete(ctx, string(u.ID), image.DeleteOptions{Force: true, Users: d.imageUsers})
+		if errors.Is(err, image.ErrNotFound) || errors.Is(err, image.ErrConflict) { // somebody was faster
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		report.ImagesDeleted = append(report.ImagesDeleted, d.deleted(done.Items)...)
+		report.SpaceReclaimed += uint64(done.Bytes)
+	}
+	return dockerapi.WriteJSON(w, http.StatusOK, report)
+}
+
+// search is answered honestly.
+func (d *Daemon) search(http.ResponseWriter, *dockerapi.Request) error {
+	return dockerapi.Errorf(http.StatusNotImplemented, "search is not offered: name the image")
+}
+
+// matches is docker's rule for the filter reference: a pattern of the whole name as docker shows it, or of it without the tag.
+func matches(pattern, name string) bool {
+	n, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return false
+	}
+	ok, err := reference.FamiliarMatch(pattern, n)
+	return err == nil && ok
+}

@@ -405,7 +405,7 @@ func fromLayout(fs files, top ocispec.Descriptor) (*found, error) {
 	return f, nil
 }
 
-// Load takes every image for linux/amd64 out of what docker save or an OCI tool wrote, under the names it has there. An
+// Load takes every image (for linux/amd64; with AnyPlatform for any) out of what docker save or an OCI tool wrote, under the names it has there. An
 // image without a name is kept under its ID. The reader is best a file.
 func (s *Store) Load(ctx context.Context, r io.Reader, o PullOptions) ([]*Image, error) {
 	if err := o.check(); err != nil {

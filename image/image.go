@@ -96,6 +96,9 @@ func Unique(layers []Layer) []Layer {
 	return out
 }
 
+// Runs says whether the image runs here: nil, or an error that is [ErrPlatform].
+func (i *Image) Runs() error { return runs(&i.Config) }
+
 // Size is the disk use of the image's layers, each counted once.
 func (i *Image) Size() int64 {
 	var n int64

@@ -204,9 +204,6 @@ func parseConfig(b []byte) (Config, error) {
 	if err := json.Unmarshal(b, &c); err != nil {
 		return c, fmt.Errorf("%w: image configuration: %w", ErrUnsupported, err)
 	}
-	if c.OS != "" && c.OS != "linux" || c.Architecture != "" && c.Architecture != "amd64" {
-		return c, fmt.Errorf("%w: it is for %.100s", ErrPlatform, platformString(c.Platform))
-	}
 	if c.RootFS.Type != "" && c.RootFS.Type != "layers" {
 		return c, fmt.Errorf("%w: root file system of type %.100q", ErrUnsupported, c.RootFS.Type)
 	}
@@ -219,6 +216,14 @@ func parseConfig(b []byte) (Config, error) {
 		}
 	}
 	return c, nil
+}
+
+// runs says whether an image of a configuration runs here: nil, or an ErrPlatform.
+func runs(c *Config) error {
+	if c.OS != "" && c.OS != "linux" || c.Architecture != "" && c.Architecture != "amd64" {
+		return fmt.Errorf("%w: it is for %.100s", ErrPlatform, platformString(c.Platform))
+	}
+	return nil
 }
 
 // describe makes the OCI manifest of an image whose source has none.

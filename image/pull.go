@@ -37,6 +37,8 @@ const defaultParallel = 4
 type PullOptions struct {
 	Platform string // empty or linux/amd64
 	Policy   Policy // empty: Missing
+	// AnyPlatform keeps images of an archive that cannot run here, as docker load does.
+	AnyPlatform bool
 	// PlainHTTP are the registries (HOST[:PORT]) that may be spoken to without TLS. Nothing else makes a registry
 	// one of them, not even its being on this machine.
 	PlainHTTP []string
@@ -107,6 +109,9 @@ func (s *Store) Pull(ctx context.Context, ref Reference, o PullOptions) (*Image,
 		return nil, fmt.Errorf("pull %s: %w", ref, err)
 	}
 	img, err := s.pull(ctx, ref, o)
+	if err == nil && !o.AnyPlatform {
+		err = img.Runs() // the store may have got it otherwise
+	}
 	if err != nil {
 		return nil, fmt.Errorf("pull %s: %w", ref, explain(err, s.dir))
 	}
@@ -230,6 +235,15 @@ func checkBytes(d ocispec.Descriptor, b []byte) error {
 
 // fetch brings what was found into the store.
 func (s *Store) fetch(ctx context.Context, f *found, o PullOptions) (*Image, error) {
+	if !o.AnyPlatform {
+		c, err := parseConfig(f.config)
+		if err == nil {
+			err = runs(&c)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
 	p := &pull{store: s, found: f, opts: o}
 	manifest, config := digest.FromBytes(f.manifest), digest.FromBytes(f.config)
 	blobs := []digest.Digest{manifest, config}
