@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -144,8 +145,13 @@ func beInit(dir string, args []string) int {
 }
 
 func setUpAlone() error {
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("make mounts private: %w", err)
+	// What is mounted here stays here; what the machine unmounts goes here, too.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("keep mounts to itself: %w", err)
+	}
+	// Shared, with nobody outside: so a volume can pass mounts on, as on a machine that systemd has started.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {
+		return fmt.Errorf("make mounts shared: %w", err)
 	}
 	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return fmt.Errorf("mount /proc: %w", err)
@@ -153,12 +159,30 @@ func setUpAlone() error {
 	if err := unix.Mount("tmpfs", runDocker, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
 		return fmt.Errorf("mount %s: %w", runDocker, err)
 	}
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		return fmt.Errorf("find lo: %w", err)
+	return setUpNetwork()
+}
+
+// setUpNetwork sets the loopback up, and an eth0 with an address, which tests take for the machine's. It leads nowhere:
+// there is no default route, so that a name that is looked up outside is refused at once.
+func setUpNetwork() error {
+	eth0 := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "eth0peer"}
+	if err := netlink.LinkAdd(eth0); err != nil {
+		return fmt.Errorf("make eth0: %w", err)
 	}
-	if err := netlink.LinkSetUp(lo); err != nil {
-		return fmt.Errorf("set lo up: %w", err)
+	for _, name := range []string{"lo", "eth0", "eth0peer"} {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return fmt.Errorf("find %s: %w", name, err)
+		}
+		if name == "eth0" {
+			addr := &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(198, 51, 100, 2), Mask: net.CIDRMask(24, 32)}} // of TEST-NET-2
+			if err := netlink.AddrAdd(link, addr); err != nil {
+				return fmt.Errorf("give %s an address: %w", name, err)
+			}
+		}
+		if err := netlink.LinkSetUp(link); err != nil {
+			return fmt.Errorf("set %s up: %w", name, err)
+		}
 	}
 	return nil
 }

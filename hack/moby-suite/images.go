@@ -18,8 +18,8 @@ import (
 // looks for the first six before it runs anything, and would ask Docker's registry for what it does not find; a test of
 // package container wants the seventh.
 var suiteImages = []struct{ ref, recipe string }{
-	{"busybox:latest", "busybox"},
-	{"busybox:glibc", "busybox"},
+	{"busybox:latest", "busybox-bin"},
+	{"busybox:glibc", "busybox-bin"},
 	{"hello-world:frozen", "hello"},
 	{"hello-world:amd64", "hello"},
 	{"hello-world:arm64", "hello-arm64"},

@@ -37,8 +37,8 @@ var (
 // maxReason bounds a reason, in bytes.
 const maxReason = 400
 
-// parse reads what a test binary printed under -test.v=test2json and returns the tests in the order of their ends, with
-// a top-level test after its subtests. A test that began and has no verdict is left out: its end was not printed.
+// parse reads what a test binary printed under -test.v=test2json and returns the tests that it gives a verdict of,
+// subtests first. A test that began and has no verdict did not end.
 func parse(output string) []result {
 	var out []result
 	lines := map[string][]string{} // what each test printed
@@ -88,30 +88,37 @@ func top(name string) int {
 	return 1
 }
 
-// reason is the first line that a test logged, with the line after it when the first only announces that. A panic is
+// failureText begins what the suite's helpers print when they fail a test; other lines may be a test's narration.
+var failureText = regexp.MustCompile(`^(assertion failed|timeout hit|polling check failed|failed to|could not|cannot|unable to|unexpected|expected)`)
+
+// reason is the first log entry that sounds like a failure, or else the last one, which is what ends a test. A panic is
 // reason enough wherever it stands.
 func reason(lines []string) string {
-	for _, l := range lines {
-		if strings.HasPrefix(l, "panic: ") {
-			return shorten(l)
+	last := ""
+	for i := 0; i < len(lines); i++ {
+		if strings.HasPrefix(lines[i], "panic: ") {
+			return shorten(lines[i])
 		}
-	}
-	for i, l := range lines {
-		m := logLine.FindStringSubmatch(l)
+		m := logLine.FindStringSubmatch(lines[i])
 		if m == nil {
 			continue
 		}
 		text := strings.TrimSpace(m[1])
 		// The rest of a log entry is indented deeper than its first line.
-		for _, next := range lines[i+1:] {
-			if logLine.MatchString(next) || !strings.HasPrefix(next, "        ") || len(text) > maxReason/2 {
-				break
+		for i+1 < len(lines) && strings.HasPrefix(lines[i+1], "        ") && !logLine.MatchString(lines[i+1]) {
+			i++
+			if len(text) < maxReason/2 {
+				text = strings.TrimSpace(text + " " + strings.TrimSpace(lines[i]))
 			}
-			text = strings.TrimSpace(text + " " + strings.TrimSpace(next))
 		}
-		return shorten(text)
+		if failureText.MatchString(text) {
+			return shorten(text)
+		}
+		if text != "" {
+			last = text
+		}
 	}
-	return ""
+	return shorten(last)
 }
 
 func shorten(s string) string {
@@ -122,8 +129,8 @@ func shorten(s string) string {
 	return strings.ToValidUTF8(s[:maxReason], "") + "…"
 }
 
-// split takes the result of the test called name out of results; the others are its subtests'. Where it failed without a
-// word of its own, the first subtest that did says why.
+// split takes the result of the test called name out of results; the others are its subtests'. Where it failed and
+// does not say why, the first subtest that does is quoted.
 func split(results []result, name string) (own *result, subtests []result) {
 	for _, r := range results {
 		if r.Name == name {
@@ -132,7 +139,7 @@ func split(results []result, name string) (own *result, subtests []result) {
 		}
 		subtests = append(subtests, r)
 	}
-	if own != nil && own.Status == failed && own.Reason == "" {
+	if own != nil && own.Status == failed && !failureText.MatchString(own.Reason) {
 		for _, r := range subtests {
 			if r.Status == failed && r.Reason != "" {
 				own.Reason = shorten(strings.TrimPrefix(r.Name, name+"/") + ": " + r.Reason)

@@ -40,6 +40,7 @@ type testReport struct {
 	result
 	OwnDaemon bool     `json:"ownDaemon,omitempty"` // it started a daemon of its own, so it may not speak of the server
 	Trouble   string   `json:"trouble,omitempty"`   // how it left the server, when that was not as it found it
+	ServerLog string   `json:"serverLog,omitempty"` // its last part, when the server had to be started again
 	Subtests  []result `json:"subtests,omitempty"`
 	Output    string   `json:"output,omitempty"` // the last 64 KiB, when it did not pass
 }

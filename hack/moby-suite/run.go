@@ -39,6 +39,10 @@ type runner struct {
 
 // setUp makes the directories and the dockerd that tests find.
 func (r *runner) setUp() error {
+	// Daemons with user namespaces have to get through it.
+	if err := os.Chmod(r.dir, 0o711); err != nil {
+		return err
+	}
 	for _, d := range []string{r.tmp(), r.bin(), r.home(), r.dest()} {
 		if err := os.Mkdir(d, 0o755); err != nil {
 			return err
@@ -56,7 +60,14 @@ func (r *runner) setUp() error {
 			return err
 		}
 	}
-	return os.WriteFile(filepath.Join(r.bin(), "dockerd"), []byte(script), 0o755)
+	if err := os.WriteFile(filepath.Join(r.bin(), "dockerd"), []byte(script), 0o755); err != nil {
+		return err
+	}
+	// What the suite calls registry is docker-registry in Debian.
+	if registry, err := exec.LookPath("docker-registry"); err == nil {
+		return os.Symlink(registry, filepath.Join(r.bin(), "registry"))
+	}
+	return nil
 }
 
 func (r *runner) tmp() string    { return filepath.Join(r.dir, "t") }
@@ -164,7 +175,7 @@ func (r *runner) test(ctx context.Context, pkg, name string) (*testReport, error
 		t.Output = strings.ToValidUTF8(strings.ReplaceAll(string(tail(out, 64<<10)), "\x16", ""), "?")
 	}
 	var err error
-	if t.Trouble, err = r.server.recover(ctx); err != nil {
+	if t.Trouble, t.ServerLog, err = r.server.restore(ctx); err != nil {
 		return t, err
 	}
 	return t, nil

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/kcradle/kcradle/test/servers"
 )
 
@@ -28,7 +30,9 @@ type server struct {
 	keep    []thing // what was there before the first test
 
 	// begin starts a server with an empty state in dir. Nil: somebody else has started it.
-	begin    func(ctx context.Context, dir string) (process, string, error)
+	begin func(ctx context.Context, dir string) (process, string, error)
+	// intact says what a test has broken around the server, if anything. It may be nil.
+	intact   func() error
 	dir      string
 	images   []archive
 	process  process
@@ -43,7 +47,8 @@ func startGiven(ctx context.Context, host string, images []archive) (*server, er
 
 // startDockerd starts Debian's dockerd with its state below dir. Alone says that /run/docker is this run's own.
 func startDockerd(ctx context.Context, dir string, images []archive, alone bool) (*server, error) {
-	return startOwn(ctx, dir, images, func(ctx context.Context, dir string) (process, string, error) {
+	s := &server{dir: dir, images: images, intact: bridgeIntact}
+	s.begin = func(ctx context.Context, dir string) (process, string, error) {
 		d, err := servers.StartDockerdWithNetworks(ctx, dir)
 		if err != nil {
 			return nil, "", err
@@ -52,26 +57,30 @@ func startDockerd(ctx context.Context, dir string, images []archive, alone bool)
 			err = offerContainerd(filepath.Join(dir, "exec"))
 		}
 		return d, d.Host, err
-	})
+	}
+	return s, s.start(ctx)
+}
+
+// bridgeIntact says whether dockerd's bridge is there. Tests that start daemons of their own remove it, and put it back
+// only where the kernel has all of its features.
+func bridgeIntact() error {
+	if _, err := netlink.LinkByName("docker0"); err != nil {
+		return fmt.Errorf("find docker0: %w", err)
+	}
+	return nil
 }
 
 // startDaemon starts a daemon of ours with its state below dir.
 func startDaemon(ctx context.Context, program, dir string, images []archive) (*server, error) {
-	return startOwn(ctx, dir, images, func(ctx context.Context, dir string) (process, string, error) {
+	s := &server{dir: dir, images: images}
+	s.begin = func(ctx context.Context, dir string) (process, string, error) {
 		d, err := servers.StartDaemon(ctx, dir, program)
 		if err != nil {
 			return nil, "", err
 		}
 		return d, d.Host, nil
-	})
-}
-
-func startOwn(ctx context.Context, dir string, images []archive, begin func(context.Context, string) (process, string, error)) (*server, error) {
-	s := &server{dir: dir, begin: begin, images: images}
-	if err := s.start(ctx); err != nil {
-		return nil, err
 	}
-	return s, nil
+	return s, s.start(ctx)
 }
 
 func (s *server) start(ctx context.Context) error {
@@ -120,10 +129,10 @@ func (s *server) stop() {
 	}
 }
 
-// recover makes the server as it was before the last test. A server that does not answer any more, or cannot be tidied
-// up, is started again with an empty state; what was wrong with it is returned as trouble. The error says that there is
-// no server to go on with.
-func (s *server) recover(ctx context.Context) (trouble string, err error) {
+// restore makes the server as it was before the last test. A server that does not answer any more, or cannot be tidied
+// up, is started again with an empty state; what was wrong with it is returned as trouble, with its last words. The error
+// says that there is no server to go on with.
+func (s *server) restore(ctx context.Context) (trouble, log string, err error) {
 	wrong := s.api.ping(ctx)
 	if wrong == nil {
 		// Removing a network is refused until its containers are gone, and some servers answer before they are.
@@ -131,31 +140,34 @@ func (s *server) recover(ctx context.Context) (trouble string, err error) {
 			wrong = s.api.tidy(ctx, s.keep, s.images)
 		}
 	}
+	if wrong == nil && s.intact != nil {
+		wrong = s.intact()
+	}
 	if wrong == nil {
-		return "", nil
+		return "", "", nil
 	}
 	if ctx.Err() != nil {
-		return "", ctx.Err()
+		return "", "", ctx.Err()
 	}
 	trouble = fmt.Sprintf("the server was left useless: %v", wrong)
 	if s.process == nil {
 		if pingErr := s.api.ping(ctx); pingErr != nil {
-			return trouble, fmt.Errorf("the server does not answer any more: %w", pingErr)
+			return trouble, "", fmt.Errorf("the server does not answer any more: %w", pingErr)
 		}
-		return trouble, nil // the next tests may mind what is left there, or not
+		return trouble, "", nil // the next tests may mind what is left there, or not
 	}
 	select {
 	case <-s.process.Ended():
 		trouble = "the server ended"
 	default:
 	}
-	trouble += "; its last words: " + string(tail([]byte(s.process.Log()), 2<<10))
+	log = s.process.Log()
 	s.stop()
 	s.restarts++
 	if s.restarts > maxRestarts {
-		return trouble, fmt.Errorf("the server had to be started again for the %d. time: giving up", s.restarts)
+		return trouble, log, fmt.Errorf("the server would have to be started for the %d. time: giving up", s.restarts+1)
 	}
-	return trouble, s.start(ctx)
+	return trouble, log, s.start(ctx)
 }
 
 // offerContainerd makes the containerd of a dockerd whose exec root is execRoot known under the name where the daemons

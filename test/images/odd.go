@@ -3,56 +3,9 @@ package images
 import (
 	"archive/tar"
 	"fmt"
-	"os"
-	"os/exec"
 	"slices"
 	"strings"
 )
-
-// busyboxLayers is one layer: the static binary, a hard link for each of its commands, and the few files that make a
-// root of it.
-func busyboxLayers(_ *host) ([]writeLayer, error) {
-	binary, err := os.ReadFile(busyboxPath)
-	if err != nil {
-		return nil, err
-	}
-	list, err := exec.Command(busyboxPath, "--list-full").Output()
-	if err != nil {
-		return nil, fmt.Errorf("list busybox's commands: %w", err)
-	}
-	return []writeLayer{func(tw *tar.Writer) error {
-		for _, d := range []struct {
-			name string
-			mode int64
-		}{
-			{"bin", 0o755}, {"dev", 0o755}, {"etc", 0o755}, {"home", 0o755}, {"proc", 0o755}, {"root", 0o700}, {"sbin", 0o755},
-			{"sys", 0o755}, {"tmp", 0o1777}, {"usr", 0o755}, {"usr/bin", 0o755}, {"usr/sbin", 0o755}, {"var", 0o755}, {"var/www", 0o755},
-		} {
-			if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: d.name + "/", Mode: d.mode, ModTime: epoch}); err != nil {
-				return err
-			}
-		}
-		if err := regular(tw, "etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/home:/bin/false\n")); err != nil {
-			return err
-		}
-		if err := regular(tw, "etc/group", 0o644, []byte("root:x:0:\nmail:x:8:nobody\nnogroup:x:65534:\n")); err != nil {
-			return err
-		}
-		if err := regular(tw, "bin/busybox", 0o755, binary); err != nil {
-			return err
-		}
-		for name := range strings.FieldsSeq(string(list)) {
-			if name == "bin/busybox" || strings.HasPrefix(name, "linuxrc") {
-				continue
-			}
-			err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeLink, Name: name, Linkname: "bin/busybox", Mode: 0o755, ModTime: epoch})
-			if err != nil {
-				return err
-			}
-		}
-		return nil
-	}}, nil
-}
 
 // entry writes a tar entry; a body makes its size.
 type entry struct {

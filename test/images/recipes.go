@@ -59,6 +59,12 @@ func recipes() []*recipe {
 			config:  v1.Config{Env: []string{pathEnv}, Cmd: []string{"sh"}},
 		},
 		{
+			name:    "busybox-bin",
+			version: "2",
+			layers:  busyboxBinLayers,
+			config:  v1.Config{Env: []string{pathEnv}, Cmd: []string{"sh"}},
+		},
+		{
 			// The demo's: a web server in a megabyte or two.
 			name:   "demo",
 			parent: "busybox",
