@@ -35,6 +35,10 @@ soak: build ## many starts and stops: pods per second, memory of idle pods, what
 	hack/deps test
 	for kind in rate idle soak exec; do $(GO) run ./hack/load $$kind || exit 1; done
 
+moby: build ## moby's own integration tests against kcradle's daemon: those of the kept list must pass
+	hack/deps test
+	$(GO) run ./hack/moby-suite -daemon bin/kcradle -check
+
 kernel: ## build the guest kernel from Debian's source again, to the same bytes
 	kernel/build.sh kernel
 
@@ -52,4 +56,4 @@ install: build ## install below PREFIX (/usr/local)
 	install -D -m 644 build/docs/completions/_kcradle $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_kcradle
 	install -D -m 644 build/docs/completions/kcradle.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/kcradle.fish
 
-.PHONY: help build demo test bench soak kernel lint install
+.PHONY: help build demo test bench soak moby kernel lint install

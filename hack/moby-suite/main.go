@@ -34,7 +34,8 @@ import (
 
 // config is the command line.
 type config struct {
-	args     []string // as given
+	args     []string  // as given
+	out      io.Writer // for the table
 	host     string
 	daemon   string
 	dockerd  string
@@ -76,8 +77,9 @@ func main() {
 	os.Exit(code)
 }
 
+// parseArgs reads the command line; how it is used goes to w.
 func parseArgs(args []string, w io.Writer) (*config, error) {
-	c := &config{args: args}
+	c := &config{args: args, out: os.Stdout}
 	f := flag.NewFlagSet("moby-suite", flag.ContinueOnError)
 	f.SetOutput(w)
 	f.StringVar(&c.host, "H", "", "the `host` of a server that runs already, unix:///PATH or tcp://HOST:PORT")
@@ -232,7 +234,7 @@ func (c *config) runAll(ctx context.Context, r *runner) (*report, error) {
 
 // conclude writes what is to be written and says how the program ends. runErr is why the run is not whole, if it is not.
 func (c *config) conclude(rep *report, srv *server, runErr error) (int, error) {
-	errs := []error{runErr, rep.print(os.Stdout)}
+	errs := []error{runErr, rep.print(c.out)}
 	if c.json != "" {
 		errs = append(errs, rep.writeJSON(c.json))
 	}
@@ -256,7 +258,7 @@ func (c *config) conclude(rep *report, srv *server, runErr error) (int, error) {
 		if len(bad) > 0 {
 			return 1, fmt.Errorf("these tests of %s did not pass:\n  %s", c.list, strings.Join(bad, "\n  "))
 		}
-		fmt.Printf("\nevery test of %s that was to run has passed\n", c.list)
+		fmt.Fprintf(c.out, "\nevery test of %s that was to run has passed\n", c.list)
 	}
 	return 0, nil
 }

@@ -99,7 +99,7 @@ func note(t *testReport) string {
 	if t.Reason != "" {
 		s += ": " + t.Reason
 	}
-	if t.Trouble != "" {
+	if t.Trouble != "" && t.Trouble != t.Reason {
 		s += " [" + shorten(t.Trouble) + "]"
 	}
 	return s

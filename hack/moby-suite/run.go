@@ -171,14 +171,15 @@ func (r *runner) test(ctx context.Context, pkg, name string) (*testReport, error
 	if t.Status == failed && t.OwnDaemon && r.dockerd == "" {
 		t.Status = unjudged
 	}
+	var err error
+	t.Trouble, t.ServerLog, err = r.server.restore(ctx)
+	if t.Status == passed && t.Trouble != "" && !t.OwnDaemon {
+		t.Status, t.Reason = failed, t.Trouble // whatever the test looked at
+	}
 	if t.Status != passed {
 		t.Output = strings.ToValidUTF8(strings.ReplaceAll(string(tail(out, 64<<10)), "\x16", ""), "?")
 	}
-	var err error
-	if t.Trouble, t.ServerLog, err = r.server.restore(ctx); err != nil {
-		return t, err
-	}
-	return t, nil
+	return t, err
 }
 
 // lastWords says why a process ended that has not said how its test ended.
