@@ -20,6 +20,7 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/kcradle/kcradle/image/layer"
 	"github.com/kcradle/kcradle/internal/need"
@@ -341,4 +342,75 @@ func FuzzApplyChanges(f *testing.F) {
 			t.Error(err)
 		}
 	})
+}
+
+// TestImportTogether imports one tar several times at once while garbage is collected all the time.
+func TestImportTogether(t *testing.T) {
+	s := openStore(t)
+	b := makeTar(t, map[string][]byte{"a": noise(300_000), "b": noise(10)})
+	started, goOn := make(chan struct{}), make(chan struct{})
+	var g errgroup.Group
+	for i := range 4 {
+		first := &gate{started: started, goOn: goOn}
+		g.Go(func() error {
+			img, err := s.Import(t.Context(), io.MultiReader(bytes.NewReader(b[:100_000]), first, bytes.NewReader(b[100_000:])),
+				ImportOptions{Ref: parse(t, fmt.Sprintf("together:%d", i))})
+			if err == nil && img.Layers[0].DiffID != digest.FromBytes(b) {
+				err = fmt.Errorf("got layer %s", img.Layers[0].DiffID)
+			}
+			return err
+		})
+	}
+	for range 4 {
+		<-started
+	}
+	if left := storeFiles(t, s, dirIngest); len(left) != 8 {
+		t.Errorf("ingest holds %v", left)
+	}
+	prune := func() {
+		if _, err := s.Prune(t.Context(), PruneOptions{Ingest: true}); err != nil {
+			t.Error(err)
+		}
+	}
+	prune()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 50 {
+			prune()
+		}
+	}()
+	close(goOn)
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
+	<-done
+	u, err := s.Lookup(t.Context(), "together:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := layerTar(t, s, u.Image.Layers[0]); err != nil || !bytes.Equal(got, b) {
+		t.Errorf("the layer has %d bytes, %v", len(got), err)
+	}
+	// What a killed import leaves goes with the next prune of that kind.
+	for _, ext := range []string{extImage, extSkeleton} {
+		if err := os.WriteFile(s.path(dirIngest, "import-DEAD"+ext), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	prune()
+	if left := storeFiles(t, s, dirIngest); len(left) > 0 {
+		t.Errorf("ingest holds %v", left)
+	}
+}
+
+// gate says that it was reached and waits.
+type gate struct {
+	started, goOn chan struct{}
+}
+
+func (g *gate) Read([]byte) (int, error) {
+	g.started <- struct{}{}
+	<-g.goOn
+	return 0, io.EOF
 }

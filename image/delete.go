@@ -58,6 +58,11 @@ func (s *Store) Delete(ctx context.Context, word string, o DeleteOptions) (*Dele
 		return nil, err
 	}
 	u, name, err := lookup(all, word)
+	if errors.Is(err, ErrNotFound) {
+		if out, err := s.deleteBrokenLocked(word); out != nil || err != nil {
+			return out, err
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -82,6 +87,26 @@ func (s *Store) Delete(ctx context.Context, word string, o DeleteOptions) (*Dele
 		return &d.out, fmt.Errorf("remove %s: %w", clip(word), err)
 	}
 	return &d.out, nil
+}
+
+// deleteBrokenLocked takes the name of an image that is not whole; nil if there is none.
+func (s *Store) deleteBrokenLocked(word string) (*Deletion, error) {
+	ref, err := ParseReference(word)
+	if err != nil {
+		return nil, nil
+	}
+	err = os.Remove(s.path(dirImages, recordFile(ref.Key())))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	out := &Deletion{Items: []DeletedItem{{Untagged: ref.Familiar()}}, Removed: Removed{Images: []string{ref.Key()}}}
+	if err == nil {
+		err = s.collectLocked(&out.Removed, ingestAge)
+	}
+	if err != nil {
+		return out, fmt.Errorf("remove %s: %w", clip(word), err)
+	}
+	return out, nil
 }
 
 // bundlesLocked are the bundles that lease all layers of an image.

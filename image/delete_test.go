@@ -3,6 +3,7 @@ package image
 import (
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -191,6 +192,17 @@ func TestDeleteUsed(t *testing.T) {
 	}
 	if d, err = s.Delete(t.Context(), shortID(one.ConfigDigest), DeleteOptions{}); err != nil || len(d.Items) != 2 || len(d.Layers) != 1 {
 		t.Errorf("got %+v, %v, want the image and its own layer removed", d, err)
+	}
+	// A name of an image that is not whole goes as well.
+	tag(t, s, two, "broken")
+	if err := os.Rename(two.Layers[1].Path, two.Layers[1].Path+"~"); err != nil {
+		t.Fatal(err)
+	}
+	if d, err = s.Delete(t.Context(), "broken", DeleteOptions{}); err != nil || len(d.Items) != 1 || d.Items[0].Untagged != "broken:latest" {
+		t.Errorf("an image that is not whole: %+v, %v", d, err)
+	}
+	if err := os.Rename(two.Layers[1].Path+"~", two.Layers[1].Path); err != nil {
+		t.Fatal(err)
 	}
 	// Without being told, the store asks its leases.
 	bundle := t.TempDir()

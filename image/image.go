@@ -10,6 +10,9 @@
 //
 // Sources: registries, a docker daemon, a containerd, docker archives, OCI layouts and OCI archives. Nothing is
 // renamed into the store before its digest and size were checked while it was read.
+//
+// The way back: a layer's tar byte for byte, archives as docker save writes them, a push; and new images from a tar, alone
+// or on top of another image's layers. Names, removal and history are docker's.
 package image
 
 import (

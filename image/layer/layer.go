@@ -8,7 +8,8 @@
 // entry for the root directory itself changes nothing but its time. Where docker and the OCI specification differ on
 // a path that is both whited out and present in one layer, the specification is followed.
 //
-// Nothing is unpacked on the host: names and links are resolved in memory, inside the layer.
+// Nothing is unpacked on the host: names and links are resolved in memory, inside the layer. With the skeleton that
+// Convert writes beside the image, the tar can be put together again, byte for byte (OpenSkeleton).
 package layer
 
 import (
