@@ -18,6 +18,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/kcradle/kcradle/internal/need"
+	testimages "github.com/kcradle/kcradle/test/images"
 	"github.com/kcradle/kcradle/test/servers"
 )
 
@@ -214,6 +215,45 @@ func TestSaveForOthers(t *testing.T) {
 	}
 	if diff := cmp.Diff(summaries(t, s), summaries(t, back)); diff != "" {
 		t.Errorf("images (-saved +back from docker save):\n%s", diff)
+	}
+
+	// One with everything that a layer can hold: its way is there, here and back again, and compared as bytes.
+	cache, err := testimages.Open("", testWriter{t})
+	if err != nil {
+		t.Fatal(err)
+	}
+	odd, err := cache.Build(t.Context(), "odd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	oddStore := openStore(t)
+	if images, err = oddStore.Load(t.Context(), mustOpen(t, odd.Archive), anonymous()); err != nil {
+		t.Fatal(err)
+	}
+	run(t, d.Docker(t.Context(), "load", "--input", saveFile(t, oddStore, odd.Ref)))
+	if got, want := strings.TrimSpace(run(t, d.Docker(t.Context(), "image", "inspect", "--format", "{{.Id}}", odd.Ref))), images[0].ConfigDigest.String(); got != want {
+		t.Errorf("%s: dockerd has %s, want %s", odd.Ref, got, want)
+	}
+	original, err := newArchive(mustOpen(t, odd.Archive))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := original.dockerImages()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, name := range m[0].Layers {
+		r, _, err := original.open(name, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := layerTar(t, oddStore, images[0].Layers[i]); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("layer %d of %s: got %d bytes, %v, want %d", i, odd.Ref, len(got), err, len(want))
+		}
 	}
 
 	for _, ref := range []string{"oci-archive:" + file + ":v2", "docker-archive:" + file + ":test/three:latest"} {
