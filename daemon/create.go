@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -42,6 +43,9 @@ func (d *Daemon) create(w http.ResponseWriter, r *dockerapi.Request) error {
 	default:
 		return dockerapi.NotFound("platform %s: machines here are %s only", p, image.Platform)
 	}
+	if n := q.NetworkingConfig; n != nil && r.Version < 44 && len(n.EndpointsConfig) > 1 {
+		return dockerapi.BadRequest("Container cannot be connected to network endpoints: %s", strings.Join(slices.Sorted(maps.Keys(n.EndpointsConfig)), ", "))
+	}
 	name := trimSlash(r.Query("name"))
 	c, warnings, err := d.newContainer(context.WithoutCancel(r.Context()), name, &q)
 	if err != nil {
@@ -52,14 +56,14 @@ func (d *Daemon) create(w http.ResponseWriter, r *dockerapi.Request) error {
 
 // newContainer makes a container: the bundle with all that belongs to it, or nothing.
 func (d *Daemon) newContainer(ctx context.Context, name string, q *request) (*Container, []string, error) {
+	if _, err := image.ParseReference("docker://" + q.Image); err != nil && strings.Trim(strings.TrimPrefix(q.Image, "sha256:"), "0123456789abcdef") != "" {
+		return nil, nil, dockerapi.BadRequest("invalid reference format")
+	}
 	found, err := d.lookup(ctx, q.Image)
 	if err != nil {
 		return nil, nil, err
 	}
 	img := found.Image
-	if err := img.Runs(); err != nil {
-		return nil, nil, dockerapi.NotFound("image with reference %s was found but does not provide the specified platform (%s): %w", q.Image, image.Platform, err)
-	}
 	from, err := d.mountsFrom(q.HostConfig.VolumesFrom)
 	if err != nil {
 		return nil, nil, err
@@ -67,6 +71,9 @@ func (d *Daemon) newContainer(ctx context.Context, name string, q *request) (*Co
 	wish, err := translate(q, img.Config.Config, from)
 	if err != nil {
 		return nil, nil, err
+	}
+	if err := img.Runs(); err != nil {
+		wish.warnings = append(wish.warnings, fmt.Sprintf("The requested image's platform (%s/%s) does not match the detected host platform (%s) and no specific platform was requested", img.Config.OS, img.Config.Architecture, image.Platform))
 	}
 	for _, m := range wish.pod.Containers[0].Mounts {
 		if m.Type == spec.MountBind {
@@ -165,7 +172,7 @@ func (d *Daemon) mountsFrom(list []string) ([]spec.Mount, error) {
 		}
 		c, err := d.find(ref)
 		if err != nil {
-			return nil, err
+			return nil, dockerapi.BadRequest("%w", err)
 		}
 		for _, m := range c.b.Pod.Containers[0].Mounts {
 			if m.Type == spec.MountTmpfs {

@@ -197,7 +197,7 @@ func (d *Daemon) routes() []dockerapi.Route {
 		{Method: "POST", Path: "/containers/{id}/pause", Handle: d.about(d.pause)},
 		{Method: "POST", Path: "/containers/{id}/unpause", Handle: d.about(d.unpause)},
 		{Method: "POST", Path: "/containers/{id}/rename", Handle: d.about(d.rename)},
-		{Method: "POST", Path: "/containers/{id}/update", Handle: d.about(d.update)},
+		{Method: "POST", Path: "/containers/{id}/update", Handle: d.update},
 		{Method: "POST", Path: "/containers/{id}/wait", Handle: d.about(d.wait)},
 		{Method: "DELETE", Path: "/containers/{id}", Handle: d.about(d.remove)},
 

@@ -33,6 +33,14 @@ func (d *Daemon) inspect(w http.ResponseWriter, r *dockerapi.Request, c *Contain
 		"HostConfig": f.rec.HostConfig, "GraphDriver": map[string]any{"Name": storageDriver, "Data": map[string]string{}},
 		"Mounts": c.mountPoints(s), "Config": f.rec.Config, "NetworkSettings": c.networkSettings(f),
 	}
+	if f.running() && f.state.Health != "" { // the log of the checks is the machine's
+		var inside struct {
+			State struct{ Health *container.Health }
+		}
+		if err := c.api().Do(r.Context(), "GET", c.path("/json"), nil, nil, &inside); err == nil && inside.State.Health != nil {
+			out["State"].(*container.State).Health = inside.State.Health
+		}
+	}
 	if r.Bool("size") {
 		out["SizeRw"], out["SizeRootFs"] = c.diskUse(), c.diskUse()
 	}

@@ -71,7 +71,6 @@ func refusals(r *request) []refusal {
 		{"HostConfig.IpcMode", !slices.Contains([]container.IpcMode{"", "private", "shareable"}, h.IpcMode), ownKernel},
 		{"HostConfig.PidMode", h.PidMode != "" && h.PidMode != "private", ownKernel},
 		{"HostConfig.UTSMode", h.UTSMode != "", ownKernel},
-		{"HostConfig.UsernsMode", h.UsernsMode != "" && h.UsernsMode != "host", ownKernel},
 		{"HostConfig.Links", len(h.Links) > 0, "link containers by a network of their own (docker network create)"},
 		{"HostConfig.BlkioWeightDevice", len(h.BlkioWeightDevice) > 0, ownKernel},
 		{"HostConfig.BlkioDeviceReadBps", len(h.BlkioDeviceReadBps) > 0, ownKernel},
@@ -106,6 +105,21 @@ const (
 // translate turns a request and the image's own configuration into a pod. It is pure: what depends on this host's state (other
 // containers, volumes, ports) is its caller's; from are the mounts of the containers that VolumesFrom names.
 func translate(r *request, img dockerspec.DockerOCIImageConfig, from []spec.Mount) (*wish, error) {
+	h := r.HostConfig
+	for what, bad := range map[string]bool{
+		"UTS mode: " + string(h.UTSMode): !h.UTSMode.Valid(), "PID mode: " + string(h.PidMode): !h.PidMode.Valid(),
+		"IPC mode: " + string(h.IpcMode): !h.IpcMode.Valid(), "userns mode: " + string(h.UsernsMode): !h.UsernsMode.Valid(),
+		"cgroup namespace mode: " + string(h.CgroupnsMode): !h.CgroupnsMode.Valid(),
+	} {
+		if bad {
+			return nil, dockerapi.BadRequest("invalid %s", what)
+		}
+	}
+	for _, e := range r.Env {
+		if name, _, _ := strings.Cut(e, "="); name == "" {
+			return nil, dockerapi.BadRequest("invalid environment variable: %s", e)
+		}
+	}
 	for _, f := range refusals(r) {
 		if f.set {
 			return nil, dockerapi.BadRequest("%s is refused: %s", f.field, f.why)
@@ -116,7 +130,6 @@ func translate(r *request, img dockerspec.DockerOCIImageConfig, from []spec.Moun
 	if err != nil {
 		return nil, err
 	}
-	h := r.HostConfig
 	p := spec.Pod{Version: spec.PodVersion, Hostname: r.Hostname, Domain: r.Domainname, DNSSearch: h.DNSSearch, DNSOptions: h.DNSOptions}
 	for _, a := range h.DNS {
 		p.DNS = append(p.DNS, a.String())

@@ -131,7 +131,7 @@ var honoured = strings.Fields(`
 	HostConfig.Tmpfs HostConfig.VolumesFrom HostConfig.ShmSize HostConfig.Sysctls HostConfig.Runtime HostConfig.Mounts HostConfig.Init
 	HostConfig.CpuShares HostConfig.Memory HostConfig.NanoCpus HostConfig.BlkioWeight HostConfig.CpuPeriod HostConfig.CpuQuota
 	HostConfig.CpusetCpus HostConfig.CpusetMems HostConfig.MemoryReservation HostConfig.MemorySwap HostConfig.MemorySwappiness
-	HostConfig.OomKillDisable HostConfig.PidsLimit HostConfig.Ulimits
+	HostConfig.OomKillDisable HostConfig.UsernsMode HostConfig.PidsLimit HostConfig.Ulimits
 `)
 
 func TestEveryField(t *testing.T) {
@@ -181,7 +181,7 @@ func TestRefusals(t *testing.T) {
 		`{"HostConfig":{"NetworkMode":"host"}}`:                           "HostConfig.NetworkMode host",
 		`{"HostConfig":{"SecurityOpt":["apparmor=docker-default"]}}`:      "HostConfig.SecurityOpt",
 		`{"HostConfig":{"MaskedPaths":[]}}`:                               "HostConfig.MaskedPaths",
-		`{"HostConfig":{"UsernsMode":"private"}}`:                         "HostConfig.UsernsMode",
+		`{"HostConfig":{"UTSMode":"host"}}`:                               "HostConfig.UTSMode",
 		`{"HostConfig":{"CgroupParent":"/x"}}`:                            "HostConfig.CgroupParent",
 		`{"HostConfig":{"PortBindings":{"80/sctp":[{"HostPort":"80"}]}}}`: "HostConfig.PortBindings",
 	} {

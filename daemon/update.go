@@ -14,7 +14,7 @@ import (
 )
 
 // update changes limits and restart policy: of the running container at once, and of every later start.
-func (d *Daemon) update(w http.ResponseWriter, r *dockerapi.Request, c *Container) error {
+func (d *Daemon) update(w http.ResponseWriter, r *dockerapi.Request) error {
 	var raw json.RawMessage
 	if err := dockerapi.ReadJSON(r, &raw, false); err != nil {
 		return err
@@ -22,6 +22,10 @@ func (d *Daemon) update(w http.ResponseWriter, r *dockerapi.Request, c *Containe
 	var q container.UpdateConfig
 	if err := json.Unmarshal(raw, &q); err != nil {
 		return dockerapi.BadRequest("invalid JSON: %w", err)
+	}
+	c, err := d.find(r.Var("id"))
+	if err != nil {
+		return err
 	}
 	c.life.Lock()
 	defer c.life.Unlock()
