@@ -75,6 +75,7 @@ type Container struct {
 	exits    int         // how many "die" were told
 	exitCode int         // of the last
 	removing bool
+	keeping  bool // it is to start again: its end is none that removes it
 	removed  bool
 	changed  chan struct{} // closed when something above has changed
 }
@@ -361,7 +362,7 @@ func (c *Container) heard(m events.Message) {
 		}
 	}
 	switch m.Action {
-	case events.ActionCreate, events.ActionDestroy, events.ActionRename: // are told here
+	case events.ActionCreate, events.ActionDestroy, events.ActionRename, events.ActionPause, events.ActionUnPause: // are told here
 		return
 	case events.ActionStart:
 		c.emit("network", events.ActionConnect, nil)
@@ -436,8 +437,9 @@ func (c *Container) end(m *machine) {
 		c.emit("network", events.ActionDisconnect, nil)
 	}
 	c.d.forgetExecs(c)
+	kept := false
 	c.change(func() {
-		c.machine = nil
+		c.machine, kept = nil, c.keeping
 		if f.ran {
 			last := c.state
 			c.rec.Last = &last
@@ -449,6 +451,7 @@ func (c *Container) end(m *machine) {
 	close(m.ended)
 	switch {
 	case !f.ran:
+	case kept:
 	case f.rec.HostConfig.AutoRemove:
 		c.d.workers.Go(c.autoRemove)
 	case c.again(c.look()):

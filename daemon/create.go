@@ -120,6 +120,11 @@ func (d *Daemon) newContainer(ctx context.Context, name string, q *request) (*Co
 	for _, v := range wish.volumes {
 		if v.anonymous {
 			v.name = newID()
+			v.labels = maps.Clone(v.labels)
+			if v.labels == nil {
+				v.labels = map[string]string{}
+			}
+			v.labels[anonymousLabel] = ""
 			rec.Anonymous = append(rec.Anonymous, v.name)
 		}
 		made, path, err := d.ensureVolume(ctx, v)

@@ -220,7 +220,11 @@ func (d *Daemon) list(w http.ResponseWriter, r *dockerapi.Request) error {
 			!f.Labels("label", x.rec.Config.Labels) || !f.Exact("status", x.state.Status) {
 			continue
 		}
-		out = append(out, c.summary(x, now))
+		s := c.summary(x, now)
+		if a := x.rec.HostConfig.Annotations; r.Version >= 46 && len(a) > 0 {
+			s["HostConfig"].(map[string]any)["Annotations"] = a
+		}
+		out = append(out, s)
 	}
 	return dockerapi.WriteJSON(w, http.StatusOK, out)
 }

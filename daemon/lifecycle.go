@@ -174,6 +174,8 @@ func (d *Daemon) restart(w http.ResponseWriter, r *dockerapi.Request, c *Contain
 		return err
 	}
 	ctx := context.WithoutCancel(r.Context())
+	c.change(func() { c.keeping = true })
+	defer c.change(func() { c.keeping = false })
 	if c.look().running() {
 		if err := c.stop(ctx, q); err != nil && !errors.Is(err, dockerapi.ErrNotModified) {
 			return err
@@ -247,6 +249,7 @@ func (c *Container) freeze(w http.ResponseWriter, r *dockerapi.Request, act, sta
 	news, cancel := context.WithTimeout(r.Context(), told)
 	defer cancel()
 	_ = c.until(news, func() bool { return c.state.Status == status || c.machine != f.machine })
+	c.emit(events.ContainerEventType, events.Action(act[1:]), nil)
 	return noContent(w)
 }
 

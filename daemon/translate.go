@@ -84,7 +84,7 @@ func refusals(r *request) []refusal {
 		{"HostConfig.DeviceRequests", len(h.DeviceRequests) > 0, ownKernel},
 		{"HostConfig.Umask", h.Umask != nil, "it is not known here yet"},
 		{"HostConfig.VolumeDriver", h.VolumeDriver != "" && h.VolumeDriver != localDriver, "volumes are disks of this host: there is the driver local alone"},
-		{"HostConfig.LogConfig.Type", !slices.Contains([]string{"", logDriver}, h.LogConfig.Type), "logs are kept in the form of " + logDriver + " alone"},
+		{"HostConfig.LogConfig.Type", !slices.Contains([]string{"", logDriver, "local"}, h.LogConfig.Type), "logs are kept in the form of " + logDriver + " alone"},
 		{"HostConfig.MaskedPaths", h.MaskedPaths != nil, "the paths that a container sees covered are docker's own list (none with --privileged)"},
 		{"HostConfig.ReadonlyPaths", h.ReadonlyPaths != nil, "the paths that a container may not write are docker's own list (none with --privileged)"},
 		{"HostConfig.Isolation", !h.Isolation.IsDefault(), "it is of Windows"},
@@ -192,6 +192,9 @@ func (w *wish) container(r *request, img dockerspec.DockerOCIImageConfig, from [
 			return nil, dockerapi.BadRequest("the working directory '%s' is invalid, it needs to be an absolute path", cfg.WorkingDir)
 		}
 		c.WorkingDir = "/" + c.WorkingDir
+	}
+	if c.WorkingDir != "" {
+		c.WorkingDir = path.Clean(c.WorkingDir)
 	}
 	c.Env = environment(img.Env, cfg.Env)
 	c.Labels = maps.Clone(img.Labels)

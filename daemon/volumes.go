@@ -29,6 +29,9 @@ const (
 	volumeFile = "volume.json"
 )
 
+// anonymousLabel is docker's mark of a volume that nobody has named.
+const anonymousLabel = "com.docker.volume.anonymous"
+
 // volumeRecord is volume.json.
 type volumeRecord struct {
 	Version   int               `json:"version"`
@@ -170,6 +173,11 @@ func (d *Daemon) volumeCreate(w http.ResponseWriter, r *dockerapi.Request) error
 	use := volumeUse{name: q.Name, labels: q.Labels, options: q.DriverOpts, anonymous: q.Name == ""}
 	if use.name == "" {
 		use.name = newID()
+		use.labels = maps.Clone(use.labels)
+		if use.labels == nil {
+			use.labels = map[string]string{}
+		}
+		use.labels[anonymousLabel] = ""
 	}
 	if err := volumeName(use.name); err != nil {
 		return err

@@ -3,6 +3,7 @@ package vdocker
 import (
 	"context"
 	"errors"
+	"math"
 	"net/http"
 	"strconv"
 	"strings"
@@ -172,7 +173,10 @@ func (s *server) resize(w http.ResponseWriter, k call) error {
 func size(r *dockerapi.Request) (height, width uint, err error) {
 	var out [2]uint
 	for i, name := range []string{"h", "w"} {
-		n, err := strconv.ParseUint(r.Query(name), 10, 16)
+		n, err := strconv.ParseInt(r.Query(name), 10, 64)
+		if err == nil && (n < 0 || n > math.MaxUint16) {
+			err = &strconv.NumError{Err: strconv.ErrRange}
+		}
 		if err != nil {
 			return 0, 0, dockerapi.BadRequest("invalid resize %s %q: %w", map[string]string{"h": "height", "w": "width"}[name], r.Query(name), errors.Unwrap(err))
 		}
