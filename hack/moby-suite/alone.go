@@ -81,8 +81,8 @@ func runAlone(ctx context.Context, dir string, args []string) (code int, err err
 	return 0, nil
 }
 
-// endAlone ends the first process of the namespace. A signal that comes before it listens is lost, as everywhere in a
-// process namespace, so it is sent again.
+// endAlone ends the first process of the namespace. A signal that comes before it listens may be lost,
+// as everywhere in a process namespace, so it is sent again.
 func endAlone(cmd *exec.Cmd, done <-chan error) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()

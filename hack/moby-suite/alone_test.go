@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kcradle/kcradle/internal/need"
 )
 
@@ -60,6 +62,10 @@ func fakeRun(dir string, args []string) int {
 		return 1
 	}
 	if slices.Contains(args, "wait") {
+		if f, err := os.OpenFile(filepath.Join(dir, "ready"), os.O_WRONLY, 0); err == nil {
+			_, _ = f.Write([]byte{'r'})
+			f.Close()
+		}
 		<-signals
 		return 5
 	}
@@ -130,24 +136,62 @@ func TestAlone(t *testing.T) {
 // A run that is told to end ends its server and says how that went.
 func TestAloneIsEnded(t *testing.T) {
 	need.Root(t)
+	dir := t.TempDir()
+	ready := filepath.Join(dir, "ready")
+	if err := unix.Mkfifo(ready, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	type end struct {
-		code int
-		err  error
+	f, err := os.OpenFile(ready, os.O_RDWR|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
 	}
-	done := make(chan end, 1)
+	defer f.Close()
+	done := startAlone(ctx, dir)
+	if err := f.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Read(make([]byte, 1)); err != nil {
+		t.Fatalf("wait until it listens: %v", err)
+	}
+	cancel()
+	if got := waitAlone(t, done); got.code != 5 || got.err != nil {
+		t.Errorf("got %d, %v, want the 5 of the process that was told to end", got.code, got.err)
+	}
+}
+
+// It may be told so before any of its processes listens.
+func TestAloneIsEndedAtOnce(t *testing.T) {
+	need.Root(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if got := waitAlone(t, startAlone(ctx, t.TempDir())); got.code == 0 {
+		t.Errorf("got %d, %v, want a failure", got.code, got.err)
+	}
+}
+
+type aloneEnd struct {
+	code int
+	err  error
+}
+
+func startAlone(ctx context.Context, dir string) <-chan aloneEnd {
+	done := make(chan aloneEnd, 1)
 	go func() {
-		code, err := runAlone(ctx, t.TempDir(), []string{"wait"})
-		done <- end{code, err}
+		code, err := runAlone(ctx, dir, []string{"wait"})
+		done <- aloneEnd{code, err}
 	}()
-	cancel() // perhaps before it listens
+	return done
+}
+
+func waitAlone(t *testing.T, done <-chan aloneEnd) aloneEnd {
+	t.Helper()
 	select {
 	case got := <-done:
-		if got.code != 5 || got.err != nil {
-			t.Errorf("got %d, %v, want the 5 of the process that was told to end", got.code, got.err)
-		}
+		return got
 	case <-time.After(time.Minute):
 		t.Fatal("it does not end")
+		return aloneEnd{}
 	}
 }

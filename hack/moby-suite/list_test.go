@@ -38,7 +38,8 @@ func TestListRoundTrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]test{{"container", "TestA"}, {"container", "TestB"}, {"network/bridge", "TestA"}}, got, cmp.AllowUnexported(test{})); diff != "" {
+	lines := []test{{"container", "TestA"}, {"container", "TestB"}, {"network/bridge", "TestA"}}
+	if diff := cmp.Diff(lines, got, cmp.AllowUnexported(test{})); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 }
@@ -105,7 +106,9 @@ func TestBroken(t *testing.T) {
 			"container TestB: fail: why", "container TestD: timeout: why", "container TestE: it was not run",
 			"container TestGone: the suite has no such test",
 		}},
-		{"Test[ABD]", []string{"container TestB: fail: why", "container TestD: timeout: why", "container TestGone: the suite has no such test"}},
+		{"Test[ABD]", []string{
+			"container TestB: fail: why", "container TestD: timeout: why", "container TestGone: the suite has no such test",
+		}},
 	} {
 		if diff := cmp.Diff(tc.want, broken(kept, ran(tc.run))); diff != "" {
 			t.Errorf("-run %q (-want +got)\n%s", tc.run, diff)

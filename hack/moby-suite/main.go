@@ -84,7 +84,8 @@ func parseArgs(args []string, w io.Writer) (*config, error) {
 	f.SetOutput(w)
 	f.StringVar(&c.host, "H", "", "the `host` of a server that runs already, unix:///PATH or tcp://HOST:PORT")
 	f.StringVar(&c.daemon, "daemon", "", "a `program` to start as the server: PROGRAM daemon -H unix://SOCKET --root DIR")
-	f.StringVar(&c.dockerd, "dockerd", "", "the `program` for tests that start a dockerd of their own (default: Debian's when it is\nthe server, else none, and such tests are not judged)")
+	f.StringVar(&c.dockerd, "dockerd", "", "the `program` for tests that start a dockerd of their own\n"+
+		"(default: Debian's when that is the server, else none, and such tests are not judged)")
 	packages := f.String("packages", "container,image,system,volume,network", "directories below integration, comma-separated")
 	run := f.String("run", "", "only the tests whose names match this `regexp`")
 	f.BoolVar(&c.remote, "remote", false, "tell the suite that the server is on another machine; it skips what looks at this one")
@@ -223,6 +224,9 @@ func (c *config) runAll(ctx context.Context, r *runner) (*report, error) {
 		var p *packageReport
 		p, err = r.packageTests(ctx, pkg)
 		rep.Packages = append(rep.Packages, p)
+	}
+	if ctx.Err() != nil {
+		err = errors.New("interrupted: what stands above is not all")
 	}
 	rep.Seconds = time.Since(rep.Started).Seconds()
 	rep.Restarts = r.server.restarts

@@ -99,7 +99,8 @@ func TestFetch(t *testing.T) {
 			t.Errorf("the tree still has %s", name)
 		}
 	}
-	if after, err := os.ReadFile("../../go.mod"); err != nil || !bytes.Equal(before, after) || bytes.Contains(after, []byte(suiteModule+" ")) {
+	after, err := os.ReadFile("../../go.mod")
+	if err != nil || !bytes.Equal(before, after) || bytes.Contains(after, []byte(suiteModule+" ")) {
 		t.Errorf("our go.mod has changed, or names the suite (%v)", err)
 	}
 

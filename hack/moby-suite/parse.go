@@ -89,7 +89,8 @@ func top(name string) int {
 }
 
 // failureText begins what the suite's helpers print when they fail a test; other lines may be a test's narration.
-var failureText = regexp.MustCompile(`^(assertion failed|timeout hit|polling check failed|failed to|could not|cannot|unable to|unexpected|expected)`)
+var failureText = regexp.MustCompile(
+	`^(assertion failed|timeout hit|polling check failed|failed to|could not|cannot|unable to|unexpected|expected)`)
 
 // reason is the first log entry that sounds like a failure, or else the last one, which is what ends a test. A panic is
 // reason enough wherever it stands.

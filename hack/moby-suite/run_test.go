@@ -157,7 +157,8 @@ func TestRun(t *testing.T) {
 	if err := os.WriteFile(c.list, []byte(formatList(append(list, test{"fake", "TestSkips"}))), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if code, err := c.conclude(rep, srv, nil); code != 1 || err == nil || !strings.Contains(err.Error(), "fake TestSkips: skip: not on") {
+	code, err := c.conclude(rep, srv, nil)
+	if code != 1 || err == nil || !strings.Contains(err.Error(), "fake TestSkips: skip: not on") {
 		t.Errorf("check of a list with a test that was skipped: got %d, %v, want 1 and its name", code, err)
 	}
 	c.check, c.update, c.json = false, true, filepath.Join(dir, "all.json")
@@ -167,7 +168,8 @@ func TestRun(t *testing.T) {
 	if got, err := readList(c.list); err != nil || len(got) != 4 {
 		t.Errorf("the updated list: got %v, %v, want four tests", got, err)
 	}
-	for _, line := range []string{"fake       4       4          1        1         1  11", "fake TestSkips", "fake TestHangs: no end within 5s"} {
+	numbers := "fake       4       4          1        1         1  11"
+	for _, line := range []string{numbers, "fake TestSkips", "fake TestHangs: no end within 5s"} {
 		if got := strings.Contains(table.String(), line); got != (line != "fake TestSkips") {
 			t.Errorf("line %q in the table: got %v, want the numbers and what did not pass\n%s", line, got, table.String())
 		}
@@ -211,7 +213,9 @@ func TestOwnDaemonIsGiven(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer srv.stop()
-	r := &runner{suite: s, server: srv, dir: dir, dockerd: given, timeout: time.Minute, run: regexp.MustCompile("OwnDaemon"), log: io.Discard}
+	r := &runner{
+		suite: s, server: srv, dir: dir, dockerd: given, timeout: time.Minute, run: regexp.MustCompile("OwnDaemon"), log: io.Discard,
+	}
 	rep, err := (&config{packages: []string{"fake"}, run: r.run}).runAll(t.Context(), r)
 	if err != nil {
 		t.Fatal(err)
@@ -252,7 +256,8 @@ func TestGivenServer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &runner{suite: s, server: srv, dir: dir, timeout: time.Minute, run: regexp.MustCompile("LeavesThings|Kills|FindsAnother"), log: io.Discard}
+	run := regexp.MustCompile("LeavesThings|Kills|FindsAnother")
+	r := &runner{suite: s, server: srv, dir: dir, timeout: time.Minute, run: run, log: io.Discard}
 	rep, err := (&config{packages: []string{"fake"}, run: r.run}).runAll(t.Context(), r)
 	if err == nil || !strings.Contains(err.Error(), "does not answer any more") {
 		t.Errorf("a run whose server was killed: got %v, want that it does not answer", err)

@@ -46,7 +46,8 @@ func buildHello(arch string) ([]byte, error) {
 	}
 	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid=", "-o", "hello", "main.go")
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "PWD="+dir, "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch, "GOARM="+goarm, "GOFLAGS=", "GOWORK=off")
+	cmd.Env = append(os.Environ(), "PWD="+dir, "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off",
+		"GOOS=linux", "GOARCH="+arch, "GOARM="+goarm)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("compile hello for %s: %w: %s", arch, err, strings.TrimSpace(string(out)))
 	}
