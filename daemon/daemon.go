@@ -224,6 +224,9 @@ func (d *Daemon) routes() []dockerapi.Route {
 		{Method: "POST", Path: "/networks/{id}/disconnect", Handle: d.noNetworks},
 		{Method: "DELETE", Path: "/networks/{id}", Handle: d.noNetworks},
 
+		{Method: "POST", Path: "/commit", Handle: d.commit},
+		{Method: "GET", Path: "/system/df", Handle: d.diskUsage},
+
 		{Method: "GET", Path: "/volumes", Handle: d.volumes},
 		{Method: "POST", Path: "/volumes/create", Handle: d.volumeCreate},
 		{Method: "POST", Path: "/volumes/prune", Handle: d.volumePrune},

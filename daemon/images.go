@@ -107,16 +107,22 @@ func (d *Daemon) images(w http.ResponseWriter, r *dockerapi.Request) error {
 				continue
 			}
 		}
-		s := imagetypes.Summary{
-			ID: string(u.ID), ParentID: string(u.Parent), RepoTags: tags, RepoDigests: append([]string{}, u.RepoDigests...),
-			Created: made.Unix(), Size: u.Size, SharedSize: -1, Containers: -1, Labels: u.Image.Config.Config.Labels,
-		}
+		s := summarizeImage(u)
+		s.RepoTags = tags
 		if r.Bool("shared-size") {
 			s.SharedSize = u.Shared
 		}
 		out = append(out, s)
 	}
 	return dockerapi.WriteJSON(w, http.StatusOK, out)
+}
+
+// summarizeImage is an image in docker's list.
+func summarizeImage(u *image.Summary) imagetypes.Summary {
+	return imagetypes.Summary{
+		ID: string(u.ID), ParentID: string(u.Parent), RepoTags: append([]string{}, u.RepoTags...), RepoDigests: append([]string{}, u.RepoDigests...),
+		Created: u.Image.Created().Unix(), Size: u.Size, SharedSize: -1, Containers: -1, Labels: u.Image.Config.Config.Labels,
+	}
 }
 
 func (d *Daemon) imageInspect(w http.ResponseWriter, r *dockerapi.Request) error {

@@ -1,11 +1,13 @@
 package daemon
 
 import (
+	"cmp"
 	"io/fs"
 	"net/http"
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -13,6 +15,7 @@ import (
 	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/moby/api/types/network"
 
 	"github.com/kcradle/kcradle/dockerapi"
 	"github.com/kcradle/kcradle/spec"
@@ -195,19 +198,18 @@ func (f facts) status(now time.Time) string {
 }
 
 func (d *Daemon) list(w http.ResponseWriter, r *dockerapi.Request) error {
-	f, err := dockerapi.ParseFilters(r.Query("filters"), "ancestor", "before", "expose", "exited", "health", "id",
-		"isolation", "label", "name", "network", "publish", "since", "status", "volume", "is-task")
-	if err != nil {
-		return err
-	}
 	limit, err := r.Int("limit")
 	if err != nil {
 		return err
 	}
 	all := d.all()
-	slices.SortFunc(all, func(a, b *Container) int {
+	slices.SortFunc(all, func(a, b *Container) int { // the newest first, as docker has them
 		return b.b.Pod.Containers[0].Created.Compare(a.b.Pod.Containers[0].Created)
 	})
+	q, err := d.newSelection(r, limit)
+	if err != nil {
+		return err
+	}
 	now := time.Now()
 	out := []map[string]any{}
 	for _, c := range all {
@@ -215,18 +217,109 @@ func (d *Daemon) list(w http.ResponseWriter, r *dockerapi.Request) error {
 		if limit > 0 && len(out) == limit {
 			break
 		}
-		if !x.running() && !r.Bool("all") && limit <= 0 && len(f["status"]) == 0 ||
-			!f.Match("name", x.rec.Name) && !f.Match("name", "/"+x.rec.Name) || !f.Match("id", c.id) ||
-			!f.Labels("label", x.rec.Config.Labels) || !f.Exact("status", x.state.Status) {
+		if !q.includes(c, x) {
 			continue
 		}
 		s := c.summary(x, now)
 		if a := x.rec.HostConfig.Annotations; r.Version >= 46 && len(a) > 0 {
 			s["HostConfig"].(map[string]any)["Annotations"] = a
 		}
+		if r.Bool("size") {
+			s["SizeRw"], s["SizeRootFs"] = c.diskUse(), c.diskUse()
+		}
 		out = append(out, s)
 	}
 	return dockerapi.WriteJSON(w, http.StatusOK, out)
+}
+
+// selection decides which containers docker ps shows.
+type selection struct {
+	filters         dockerapi.Filters
+	all             bool
+	before, since   time.Time // of the containers named so; zero: none
+	exited          []int
+	isTask          bool
+	publish, expose []string // "80/tcp"
+	ancestors       []string // image IDs
+}
+
+func (d *Daemon) newSelection(r *dockerapi.Request, limit int) (*selection, error) {
+	f, err := dockerapi.ParseFilters(r.Query("filters"), "ancestor", "before", "expose", "exited", "health", "id",
+		"isolation", "label", "name", "network", "publish", "since", "status", "volume", "is-task")
+	if err != nil {
+		return nil, err
+	}
+	s := &selection{filters: f, all: r.Bool("all") || limit > 0 || len(f["status"]) > 0}
+	for _, v := range f["status"] {
+		if container.ValidateContainerState(container.ContainerState(v)) != nil {
+			return nil, dockerapi.BadRequest("invalid filter 'status=%s'", v)
+		}
+	}
+	for _, v := range f["health"] {
+		if container.ValidateHealthStatus(container.HealthStatus(v)) != nil {
+			return nil, dockerapi.BadRequest("Unrecognised filter value for health: %s", v)
+		}
+	}
+	for _, v := range f["exited"] {
+		n, err := strconv.Atoi(v)
+		if err != nil {
+			return nil, dockerapi.BadRequest("%w", err)
+		}
+		s.exited = append(s.exited, n)
+	}
+	if s.isTask, err = f.Bool("is-task", false); err != nil {
+		return nil, err
+	}
+	for key, into := range map[string]*[]string{"publish": &s.publish, "expose": &s.expose} {
+		for _, v := range f[key] {
+			ports, err := network.ParsePortRange(v)
+			if err != nil {
+				return nil, dockerapi.BadRequest("invalid filter '%s=%s': %w", key, v, err)
+			}
+			for port := range ports.All() {
+				*into = append(*into, port.String())
+			}
+		}
+	}
+	for key, into := range map[string]*time.Time{"before": &s.before, "since": &s.since} {
+		for _, ref := range f[key] {
+			c, err := d.find(ref)
+			if err != nil {
+				return nil, dockerapi.Errorf(dockerapi.Status(err), "no such container %s", ref)
+			}
+			*into = c.b.Pod.Containers[0].Created
+		}
+	}
+	for _, v := range f["ancestor"] {
+		if u, err := d.cfg.Store.Lookup(r.Context(), v); err == nil { // what is not there has no descendants
+			s.ancestors = append(s.ancestors, string(u.ID))
+		}
+	}
+	return s, nil
+}
+
+func (s *selection) includes(c *Container, x facts) bool {
+	f, own := s.filters, &c.b.Pod.Containers[0]
+	switch {
+	case !s.all && !x.running(), s.isTask,
+		!f.Match("name", x.rec.Name) && !f.Match("name", "/"+x.rec.Name), !f.Match("id", c.id),
+		!f.Labels("label", x.rec.Config.Labels), !f.Exact("status", x.state.Status), !f.Exact("isolation", ""),
+		!f.Exact("health", cmp.Or(x.state.Health, string(container.NoHealthcheck))),
+		!s.before.IsZero() && !own.Created.Before(s.before), !s.since.IsZero() && !own.Created.After(s.since),
+		len(f["ancestor"]) > 0 && !slices.Contains(s.ancestors, own.Image.ConfigID) && !slices.Contains(f["ancestor"], x.rec.Config.Image),
+		len(f["network"]) > 0 && !f.Exact("network", networkName(x.rec)) && !f.Prefix("network", networkID(networkName(x.rec))),
+		len(s.exited) > 0 && (x.running() || x.state.Started.IsZero() || !slices.Contains(s.exited, x.state.ExitCode)):
+		return false
+	}
+	if v := f["volume"]; len(v) > 0 && !slices.ContainsFunc(own.Mounts, func(m spec.Mount) bool {
+		return slices.Contains(v, m.Source) || slices.Contains(v, m.Target)
+	}) {
+		return false
+	}
+	if len(s.publish) > 0 && !slices.ContainsFunc(c.b.Pod.Ports, func(p spec.Port) bool { return slices.Contains(s.publish, portName(p)) }) {
+		return false
+	}
+	return len(s.expose) == 0 || slices.ContainsFunc(own.ExposedPorts, func(p string) bool { return slices.Contains(s.expose, p) })
 }
 
 func (c *Container) summary(f facts, now time.Time) map[string]any {

@@ -196,6 +196,24 @@ func TestDaemon(t *testing.T) {
 	h.want("wait", h.docker("wait", "once"), "4")
 	h.docker("rm", "once")
 
+	// An image of a container, under two names, out and in again.
+	h.docker("run", "--name", "base", "-e", "A=b", busybox, "sh", "-c", "echo new >/etc/new; rm /bin/wget")
+	h.docker("commit", "-m", "why", "-c", `CMD ["cat","/etc/new"]`, "base", "my/image:1")
+	h.docker("rm", "base")
+	h.want("run of a committed image", h.docker("run", "--rm", "my/image:1"), "new")
+	h.want("what a layer took away", h.docker("run", "--rm", "my/image:1", "sh", "-c", "ls /bin/wget 2>&1; echo $A"), "ls: /bin/wget: No such file or directory\nb")
+	committed := h.docker("inspect", "-f", "{{.Id}}", "my/image:1")
+	h.docker("tag", "my/image:1", "my/image:2")
+	archive := filepath.Join(h.dir, "image.tar")
+	h.docker("save", "-o", archive, "my/image:2")
+	h.docker("rmi", "my/image:1", "my/image:2")
+	h.refused(1, "inspect", "my/image:1")
+	h.docker("load", "-q", "-i", archive)
+	h.want("an image that was out and in again", h.docker("inspect", "-f", "{{.Id}} {{.Comment}}", "my/image:2"), committed+" why")
+	if out := h.docker("rmi", "my/image:2"); !strings.Contains(out, "Deleted: "+committed) {
+		t.Errorf("rmi of the last name: %s", out)
+	}
+
 	// Volumes outlive containers; an anonymous one goes with rm -v.
 	h.docker("run", "--rm", "-v", "data:/data", busybox, "sh", "-c", "echo kept >/data/f")
 	h.want("a volume", h.docker("run", "--rm", "-v", "data:/data:ro", busybox, "cat", "/data/f"), "kept")
