@@ -20,6 +20,7 @@ const lattice = `
 spec: -                                            # the contract; the ground
 dockerapi: -                                       # the wire of the Docker API, for guest and daemon alike
 dockerapi/client: dockerapi                        # its other end
+dockerapi/shape: spec dockerapi                    # containers as docker shows them, for guest and daemon alike
 internal/undo internal/need: -                     # small tools
 
 kernel/...: -                                      # an artefact and its command line
@@ -38,10 +39,10 @@ vmm/checkpoint: internal/undo                      # a process, to files and bac
 vmm/channel: spec                                  # both ends of the control channel, so guest and host share it
 bundle: spec internal/undo                                 # the directory between summon and run
 
-guest/...: spec dockerapi vmm/channel internal/undo internal/need # PID 1; never pulls the trees of image or of a registry client
+guest/...: spec dockerapi dockerapi/shape vmm/channel internal/undo internal/need # PID 1; never pulls the trees of image or of a registry client
 cmd/init: guest/...                                # main of the guest
 
-daemon: spec bundle image dockerapi dockerapi/client internal/undo # the Docker API of a host, over bundles; starts no machine itself
+daemon: spec bundle image dockerapi dockerapi/client dockerapi/shape internal/undo # the Docker API of a host, over bundles; starts no machine itself
 
 cmd/kcradle: *                                     # the one host binary, on top
 internal/vmtest/...: *                             # the harness that boots machines in tests

@@ -19,6 +19,7 @@ import (
 	"github.com/kcradle/kcradle/bundle"
 	"github.com/kcradle/kcradle/dockerapi"
 	"github.com/kcradle/kcradle/dockerapi/client"
+	"github.com/kcradle/kcradle/dockerapi/shape"
 	"github.com/kcradle/kcradle/spec"
 )
 
@@ -123,13 +124,7 @@ func (c *Container) name() string {
 }
 
 // running reports what docker calls running: paused and restarting containers are.
-func (f facts) running() bool {
-	switch f.state.Status {
-	case spec.StatusRunning, spec.StatusPaused, spec.StatusRestarting:
-		return true
-	}
-	return false
-}
+func (f facts) running() bool { return shape.Running(f.state) }
 
 // until waits until cond is true of the container; it is called with the lock held.
 func (c *Container) until(ctx context.Context, cond func() bool) error {

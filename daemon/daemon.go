@@ -173,6 +173,7 @@ func (d *Daemon) Serve(ctx context.Context, l net.Listener) error {
 // Close lets go of everything. Containers go on.
 func (d *Daemon) Close() error {
 	d.cancel()
+	d.events.close()
 	d.workers.Wait()
 	return d.lock.Close()
 }

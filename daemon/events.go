@@ -22,6 +22,7 @@ type bus struct {
 	mu        sync.Mutex
 	past      []events.Message
 	listeners map[chan events.Message]bool
+	closed    bool
 }
 
 func newBus() *bus { return &bus{listeners: map[chan events.Message]bool{}} }
@@ -42,92 +43,51 @@ func (b *bus) publish(m events.Message) {
 	}
 }
 
-// listen returns what is kept and what is to come. The channel is closed when its reader is too slow.
-func (b *bus) listen() (past []events.Message, live <-chan events.Message, cancel func()) {
+// listen returns what is kept since a time and what is to come. The channel is closed when its reader is too slow, or when the
+// daemon ends.
+func (b *bus) listen(from time.Time) (past []events.Message, live <-chan events.Message, cancel func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	l := make(chan events.Message, eventBacklog)
-	b.listeners[l] = true
-	return slices.Clone(b.past), l, func() {
+	if b.closed {
+		close(l)
+	} else {
+		b.listeners[l] = true
+	}
+	past = slices.Clone(b.past)
+	past = slices.DeleteFunc(past, func(m events.Message) bool { return eventTime(m).Before(from) })
+	return past, l, func() {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		delete(b.listeners, l)
 	}
 }
 
-func (d *Daemon) serveEvents(w http.ResponseWriter, r *dockerapi.Request) error {
-	f, err := dockerapi.ParseFilters(r.Query("filters"), "config", "container", "daemon", "event", "image", "label",
-		"network", "node", "plugin", "scope", "secret", "service", "type", "volume")
-	if err != nil {
-		return err
+// close ends every listener's stream.
+func (b *bus) close() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closed = true
+	for l := range b.listeners {
+		close(l)
 	}
-	now := time.Now()
-	since, err := dockerapi.ParseTime(r.Query("since"), now)
-	if err != nil {
-		return err
-	}
-	until, err := dockerapi.ParseTime(r.Query("until"), now)
-	if err != nil {
-		return err
-	}
-	if !since.IsZero() && !until.IsZero() && until.Before(since) {
-		return dockerapi.BadRequest("`since` time (%s) cannot be after `until` time (%s)", r.Query("since"), r.Query("until"))
-	}
-	past, live, cancel := d.events.listen()
-	defer cancel()
-	out, err := dockerapi.NewJSONStream(w)
-	if err != nil {
-		return err
-	}
-	send := func(m events.Message) error {
-		t := time.Unix(0, m.TimeNano)
-		if !until.IsZero() && t.After(until) || !since.IsZero() && t.Before(since) || !eventMatches(f, m) {
-			return nil
-		}
-		return out.Write(eventShape(m, r.Version))
-	}
-	if !since.IsZero() {
-		for _, m := range past {
-			if err := send(m); err != nil {
-				return err
-			}
-		}
-	}
-	var end <-chan time.Time
-	if !until.IsZero() {
-		t := time.NewTimer(time.Until(until))
-		defer t.Stop()
-		end = t.C
-	}
-	for {
-		select {
-		case m, ok := <-live:
-			if !ok {
-				return nil
-			}
-			if err := send(m); err != nil {
-				return err
-			}
-			continue
-		default: // what has happened goes out before the end that was asked for
-		}
-		select {
-		case <-r.Context().Done():
-			return nil
-		case <-d.ctx.Done():
-			return nil
-		case <-end:
-			return nil
-		case m, ok := <-live:
-			if !ok {
-				return nil
-			}
-			if err := send(m); err != nil {
-				return err
-			}
-		}
-	}
+	clear(b.listeners)
 }
+
+func (d *Daemon) serveEvents(w http.ResponseWriter, r *dockerapi.Request) error {
+	return dockerapi.Events[events.Message]{
+		Listen: d.events.listen,
+		Time:   eventTime,
+		Show: func(m events.Message, f dockerapi.Filters) any {
+			if eventMatches(f, m) {
+				return eventShape(m)
+			}
+			return nil
+		},
+	}.Serve(w, r)
+}
+
+func eventTime(m events.Message) time.Time { return time.Unix(0, m.TimeNano) }
 
 // oldMessage has what clients up to 1.51 also find at the top.
 type oldMessage struct {
@@ -137,7 +97,7 @@ type oldMessage struct {
 	events.Message
 }
 
-func eventShape(m events.Message, _ dockerapi.Version) oldMessage {
+func eventShape(m events.Message) oldMessage {
 	out := oldMessage{Message: m}
 	switch m.Type {
 	case events.ContainerEventType:

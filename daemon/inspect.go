@@ -1,27 +1,23 @@
 package daemon
 
 import (
-	"cmp"
+	"context"
 	"io/fs"
 	"net/http"
 	"net/netip"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
-	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
-	"github.com/moby/moby/api/types/network"
 
 	"github.com/kcradle/kcradle/dockerapi"
+	"github.com/kcradle/kcradle/dockerapi/shape"
 	"github.com/kcradle/kcradle/spec"
 )
-
-func formatTime(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 
 // inspect shows a container as docker does.
 func (d *Daemon) inspect(w http.ResponseWriter, r *dockerapi.Request, c *Container) error {
@@ -29,7 +25,7 @@ func (d *Daemon) inspect(w http.ResponseWriter, r *dockerapi.Request, c *Contain
 	s := &c.b.Pod.Containers[0]
 	args := s.Args()
 	out := map[string]any{
-		"Id": c.id, "Created": formatTime(s.Created), "Path": args[0], "Args": append([]string{}, args[1:]...),
+		"Id": c.id, "Created": shape.Time(s.Created), "Path": args[0], "Args": append([]string{}, args[1:]...),
 		"State": c.shownState(f), "Image": s.Image.ConfigID, "ResolvConfPath": "", "HostnamePath": "", "HostsPath": "",
 		"LogPath": c.b.LogPath(c.id), "Name": "/" + f.rec.Name, "RestartCount": f.state.Restarts, "Driver": storageDriver,
 		"Platform": "linux", "MountLabel": "", "ProcessLabel": "", "AppArmorProfile": "", "ExecIDs": d.execsOf(c),
@@ -51,12 +47,7 @@ func (d *Daemon) inspect(w http.ResponseWriter, r *dockerapi.Request, c *Contain
 }
 
 func (c *Container) shownState(f facts) *container.State {
-	st := &container.State{
-		Status: container.ContainerState(f.state.Status), Running: f.running(), Paused: f.state.Status == spec.StatusPaused,
-		Restarting: f.state.Status == spec.StatusRestarting, Dead: f.state.Status == spec.StatusDead, OOMKilled: f.state.OOMKilled,
-		Pid: f.state.Pid, ExitCode: f.state.ExitCode, Error: f.state.Error,
-		StartedAt: formatTime(f.state.Started), FinishedAt: formatTime(f.state.Finished),
-	}
+	st := shape.State(f.state)
 	if f.state.Health != "" {
 		st.Health = &container.Health{Status: container.HealthStatus(f.state.Health)}
 	}
@@ -172,54 +163,37 @@ func blocks(paths ...string) int64 {
 	return n
 }
 
-// status is the text of docker ps.
-func (f facts) status(now time.Time) string {
-	since := func(t time.Time) string { return units.HumanDuration(now.Sub(t)) }
-	switch f.state.Status {
-	case spec.StatusPaused:
-		return "Up " + since(f.state.Started) + " (Paused)"
-	case spec.StatusRestarting:
-		return "Restarting (" + itoa(f.state.ExitCode) + ") " + since(f.state.Finished) + " ago"
-	case spec.StatusRunning:
-		switch f.state.Health {
-		case "", "none":
-			return "Up " + since(f.state.Started)
-		case "starting":
-			return "Up " + since(f.state.Started) + " (health: starting)"
-		}
-		return "Up " + since(f.state.Started) + " (" + f.state.Health + ")"
-	case spec.StatusDead:
-		return "Dead"
-	}
-	if f.state.Started.IsZero() {
-		return "Created"
-	}
-	return "Exited (" + itoa(f.state.ExitCode) + ") " + since(f.state.Finished) + " ago"
+// newestFirst returns the containers in docker's order.
+func (d *Daemon) newestFirst() []*Container {
+	all := d.all()
+	slices.SortFunc(all, func(a, b *Container) int {
+		return b.b.Pod.Containers[0].Created.Compare(a.b.Pod.Containers[0].Created)
+	})
+	return all
 }
 
 func (d *Daemon) list(w http.ResponseWriter, r *dockerapi.Request) error {
-	limit, err := r.Int("limit")
-	if err != nil {
-		return err
-	}
-	all := d.all()
-	slices.SortFunc(all, func(a, b *Container) int { // the newest first, as docker has them
-		return b.b.Pod.Containers[0].Created.Compare(a.b.Pod.Containers[0].Created)
+	keep, err := shape.Select(r, func(ref string) (string, error) {
+		c, err := d.find(ref)
+		if err != nil {
+			return "", err
+		}
+		return c.id, nil
 	})
-	q, err := d.newSelection(r, limit)
 	if err != nil {
 		return err
 	}
 	now := time.Now()
+	all := d.newestFirst()
+	seen := make([]facts, len(all))
+	candidates := make([]shape.Candidate, len(all))
+	for i, c := range all {
+		seen[i] = c.look()
+		candidates[i] = d.candidate(r.Context(), c, seen[i])
+	}
 	out := []map[string]any{}
-	for _, c := range all {
-		x := c.look()
-		if limit > 0 && len(out) == limit {
-			break
-		}
-		if !q.includes(c, x) {
-			continue
-		}
+	for _, i := range keep.Apply(candidates) {
+		c, x := all[i], seen[i]
 		s := c.summary(x, now)
 		if a := x.rec.HostConfig.Annotations; r.Version >= 46 && len(a) > 0 {
 			s["HostConfig"].(map[string]any)["Annotations"] = a
@@ -232,94 +206,27 @@ func (d *Daemon) list(w http.ResponseWriter, r *dockerapi.Request) error {
 	return dockerapi.WriteJSON(w, http.StatusOK, out)
 }
 
-// selection decides which containers docker ps shows.
-type selection struct {
-	filters         dockerapi.Filters
-	all             bool
-	before, since   time.Time // of the containers named so; zero: none
-	exited          []int
-	isTask          bool
-	publish, expose []string // "80/tcp"
-	ancestors       []string // image IDs
-}
-
-func (d *Daemon) newSelection(r *dockerapi.Request, limit int) (*selection, error) {
-	f, err := dockerapi.ParseFilters(r.Query("filters"), "ancestor", "before", "expose", "exited", "health", "id",
-		"isolation", "label", "name", "network", "publish", "since", "status", "volume", "is-task")
-	if err != nil {
-		return nil, err
-	}
-	s := &selection{filters: f, all: r.Bool("all") || limit > 0 || len(f["status"]) > 0}
-	for _, v := range f["status"] {
-		if container.ValidateContainerState(container.ContainerState(v)) != nil {
-			return nil, dockerapi.BadRequest("invalid filter 'status=%s'", v)
-		}
-	}
-	for _, v := range f["health"] {
-		if container.ValidateHealthStatus(container.HealthStatus(v)) != nil {
-			return nil, dockerapi.BadRequest("Unrecognised filter value for health: %s", v)
-		}
-	}
-	for _, v := range f["exited"] {
-		n, err := strconv.Atoi(v)
-		if err != nil {
-			return nil, dockerapi.BadRequest("%w", err)
-		}
-		s.exited = append(s.exited, n)
-	}
-	if s.isTask, err = f.Bool("is-task", false); err != nil {
-		return nil, err
-	}
-	for key, into := range map[string]*[]string{"publish": &s.publish, "expose": &s.expose} {
-		for _, v := range f[key] {
-			ports, err := network.ParsePortRange(v)
-			if err != nil {
-				return nil, dockerapi.BadRequest("invalid filter '%s=%s': %w", key, v, err)
+// candidate is what the filters of the list are about.
+func (d *Daemon) candidate(ctx context.Context, c *Container, x facts) shape.Candidate {
+	own := &c.b.Pod.Containers[0]
+	out := shape.Candidate{
+		ID: c.id, Name: x.rec.Name, State: x.state, Labels: x.rec.Config.Labels, Mounts: own.Mounts, Exposed: own.ExposedPorts,
+		Ancestor: func(ref string) bool {
+			if ref == x.rec.Config.Image {
+				return true
 			}
-			for port := range ports.All() {
-				*into = append(*into, port.String())
-			}
-		}
+			u, err := d.cfg.Store.Lookup(ctx, ref) // what is not there has no descendants
+			return err == nil && string(u.ID) == own.Image.ConfigID
+		},
+		Network: func(ref string) bool {
+			name := networkName(x.rec)
+			return ref == name || ref != "" && strings.HasPrefix(networkID(name), ref)
+		},
 	}
-	for key, into := range map[string]*time.Time{"before": &s.before, "since": &s.since} {
-		for _, ref := range f[key] {
-			c, err := d.find(ref)
-			if err != nil {
-				return nil, dockerapi.Errorf(dockerapi.Status(err), "no such container %s", ref)
-			}
-			*into = c.b.Pod.Containers[0].Created
-		}
+	for _, p := range c.b.Pod.Ports {
+		out.Published = append(out.Published, portName(p))
 	}
-	for _, v := range f["ancestor"] {
-		if u, err := d.cfg.Store.Lookup(r.Context(), v); err == nil { // what is not there has no descendants
-			s.ancestors = append(s.ancestors, string(u.ID))
-		}
-	}
-	return s, nil
-}
-
-func (s *selection) includes(c *Container, x facts) bool {
-	f, own := s.filters, &c.b.Pod.Containers[0]
-	switch {
-	case !s.all && !x.running(), s.isTask,
-		!f.Match("name", x.rec.Name) && !f.Match("name", "/"+x.rec.Name), !f.Match("id", c.id),
-		!f.Labels("label", x.rec.Config.Labels), !f.Exact("status", x.state.Status), !f.Exact("isolation", ""),
-		!f.Exact("health", cmp.Or(x.state.Health, string(container.NoHealthcheck))),
-		!s.before.IsZero() && !own.Created.Before(s.before), !s.since.IsZero() && !own.Created.After(s.since),
-		len(f["ancestor"]) > 0 && !slices.Contains(s.ancestors, own.Image.ConfigID) && !slices.Contains(f["ancestor"], x.rec.Config.Image),
-		len(f["network"]) > 0 && !f.Exact("network", networkName(x.rec)) && !f.Prefix("network", networkID(networkName(x.rec))),
-		len(s.exited) > 0 && (x.running() || x.state.Started.IsZero() || !slices.Contains(s.exited, x.state.ExitCode)):
-		return false
-	}
-	if v := f["volume"]; len(v) > 0 && !slices.ContainsFunc(own.Mounts, func(m spec.Mount) bool {
-		return slices.Contains(v, m.Source) || slices.Contains(v, m.Target)
-	}) {
-		return false
-	}
-	if len(s.publish) > 0 && !slices.ContainsFunc(c.b.Pod.Ports, func(p spec.Port) bool { return slices.Contains(s.publish, portName(p)) }) {
-		return false
-	}
-	return len(s.expose) == 0 || slices.ContainsFunc(own.ExposedPorts, func(p string) bool { return slices.Contains(s.expose, p) })
+	return out
 }
 
 func (c *Container) summary(f facts, now time.Time) map[string]any {
@@ -335,7 +242,7 @@ func (c *Container) summary(f facts, now time.Time) map[string]any {
 		ports = append(ports, m)
 	}
 	return map[string]any{"Id": c.id, "Names": []string{"/" + f.rec.Name}, "Image": f.rec.Config.Image, "ImageID": s.Image.ConfigID,
-		"Command": strings.Join(s.Args(), " "), "Created": s.Created.Unix(), "Ports": ports, "Labels": f.rec.Config.Labels,
-		"State": f.state.Status, "Status": f.status(now), "HostConfig": map[string]any{"NetworkMode": networkName(f.rec)},
+		"Command": shape.Command(s.Args()), "Created": s.Created.Unix(), "Ports": ports, "Labels": f.rec.Config.Labels,
+		"State": f.state.Status, "Status": shape.Status(f.state, now), "HostConfig": map[string]any{"NetworkMode": networkName(f.rec)},
 		"NetworkSettings": map[string]any{"Networks": c.networkSettings(f)["Networks"]}, "Mounts": c.mountPoints(s)}
 }

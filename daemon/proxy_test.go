@@ -147,14 +147,19 @@ func TestPassNobody(t *testing.T) {
 func TestBus(t *testing.T) {
 	b := newBus()
 	for i := range keptEvents + 10 {
-		b.publish(events.Message{TimeNano: int64(i)})
+		b.publish(events.Message{TimeNano: int64(i) + 1})
 	}
-	past, live, cancel := b.listen()
+	past, live, cancel := b.listen(time.Time{})
 	defer cancel()
-	if len(past) != keptEvents || past[0].TimeNano != 10 {
-		t.Errorf("kept: got %d from %d on, want %d from 10 on", len(past), past[0].TimeNano, keptEvents)
+	if len(past) != keptEvents || past[0].TimeNano != 11 {
+		t.Errorf("kept: got %d from %d on, want %d from 11 on", len(past), past[0].TimeNano, keptEvents)
 	}
-	_, slow, _ := b.listen()
+	if later, _, cancel := b.listen(time.Unix(0, 20)); len(later) != keptEvents-9 || later[0].TimeNano != 20 {
+		t.Errorf("kept since: got %d", len(later))
+	} else {
+		cancel()
+	}
+	_, slow, _ := b.listen(time.Time{})
 	for i := range eventBacklog + 1 {
 		b.publish(events.Message{TimeNano: int64(i)})
 		if got := <-live; got.TimeNano != int64(i) {
@@ -167,6 +172,10 @@ func TestBus(t *testing.T) {
 	}
 	if n != eventBacklog {
 		t.Errorf("the slow one got %d, want the %d that fit", n, eventBacklog)
+	}
+	b.close()
+	if _, ok := <-live; ok {
+		t.Error("a listener goes on after the end")
 	}
 }
 

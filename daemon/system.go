@@ -148,8 +148,6 @@ func absent() []dockerapi.Route {
 	)
 }
 
-func itoa(n int) string { return strconv.Itoa(n) }
-
 // portName is a container's port as docker writes it: "80/tcp".
 func portName(p spec.Port) string { return portString(p.ContainerPort) + "/" + p.Proto }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/moby/moby/api/types/volume"
 
 	"github.com/kcradle/kcradle/dockerapi"
+	"github.com/kcradle/kcradle/dockerapi/shape"
 	"github.com/kcradle/kcradle/guest/pod"
 	"github.com/kcradle/kcradle/spec"
 )
@@ -211,7 +212,7 @@ func (s *server) imageInspect(w http.ResponseWriter, r *dockerapi.Request, p *po
 		VirtualSize   *int64 `json:",omitempty"`
 	}{
 		InspectResponse: image.InspectResponse{
-			ID: i.ConfigID, RepoTags: tags, RepoDigests: digests, Created: formatTime(i.of.Created),
+			ID: i.ConfigID, RepoTags: tags, RepoDigests: digests, Created: shape.Time(i.of.Created),
 			Architecture: "amd64", Os: "linux", Size: i.size,
 			RootFS: image.RootFS{Type: "layers", Layers: i.Layers},
 		},

@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/container"
@@ -15,6 +14,7 @@ import (
 	"github.com/moby/moby/api/types/storage"
 
 	"github.com/kcradle/kcradle/dockerapi"
+	"github.com/kcradle/kcradle/dockerapi/shape"
 	"github.com/kcradle/kcradle/guest/pod"
 	"github.com/kcradle/kcradle/spec"
 )
@@ -77,13 +77,11 @@ func (s *server) inspect(w http.ResponseWriter, k call) error {
 	return dockerapi.WriteJSON(w, http.StatusOK, out)
 }
 
-func formatTime(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
-
 func inspect(p *pod.Pod, v view, version dockerapi.Version) inspectResponse {
 	args := v.spec.Args()
 	out := inspectResponse{
 		InspectResponse: container.InspectResponse{
-			ID: v.id, Created: formatTime(v.spec.Created), Path: args[0], Args: append([]string{}, args[1:]...),
+			ID: v.id, Created: shape.Time(v.spec.Created), Path: args[0], Args: append([]string{}, args[1:]...),
 			State: state(v), Image: v.spec.Image.ConfigID, Name: "/" + v.name, RestartCount: v.state.Restarts,
 			Driver: storageDriver, Platform: "linux", Mounts: mountPoints(p, v),
 		},
@@ -99,13 +97,7 @@ func inspect(p *pod.Pod, v view, version dockerapi.Version) inspectResponse {
 const storageDriver = "overlay2"
 
 func state(v view) *container.State {
-	st := &container.State{
-		Status: container.ContainerState(v.state.Status), Running: v.running(),
-		Paused: v.state.Status == spec.StatusPaused, Restarting: v.state.Status == spec.StatusRestarting,
-		Dead: v.state.Status == spec.StatusDead, OOMKilled: v.state.OOMKilled, Pid: v.state.Pid,
-		ExitCode: v.state.ExitCode, Error: v.state.Error,
-		StartedAt: formatTime(v.state.Started), FinishedAt: formatTime(v.state.Finished),
-	}
+	st := shape.State(v.state)
 	h := v.c.Health()
 	if h == nil {
 		return st

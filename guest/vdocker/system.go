@@ -268,81 +268,14 @@ func (e eventFilter) image(m message) bool {
 }
 
 func (s *server) events(w http.ResponseWriter, r *dockerapi.Request, p *pod.Pod) error {
-	f, err := dockerapi.ParseFilters(r.Query("filters"), "config", "container", "daemon", "event", "image", "label",
-		"network", "node", "plugin", "scope", "secret", "service", "type", "volume")
-	if err != nil {
-		return err
-	}
-	now := time.Now()
-	since, err := dockerapi.ParseTime(r.Query("since"), now)
-	if err != nil {
-		return err
-	}
-	until, err := dockerapi.ParseTime(r.Query("until"), now)
-	if err != nil {
-		return err
-	}
-	if !since.IsZero() && !until.IsZero() && until.Before(since) {
-		return dockerapi.BadRequest("`since` time (%s) cannot be after `until` time (%s)", r.Query("since"), r.Query("until"))
-	}
-	from := since
-	if since.IsZero() {
-		from = now
-	}
-	past, live, cancel := p.Events(from)
-	defer cancel()
-	out, err := dockerapi.NewJSONStream(w)
-	if err != nil {
-		return err
-	}
-	filter := eventFilter{p, f}
-	send := func(e pod.Event) error {
-		if !until.IsZero() && e.Time.After(until) {
+	return dockerapi.Events[pod.Event]{
+		Listen: p.Events,
+		Time:   func(e pod.Event) time.Time { return e.Time },
+		Show: func(e pod.Event, f dockerapi.Filters) any {
+			if m := newMessage(p, e); (eventFilter{p, f}).includes(m) {
+				return m
+			}
 			return nil
-		}
-		if m := newMessage(p, e); filter.includes(m) {
-			return out.Write(m)
-		}
-		return nil
-	}
-	if !since.IsZero() {
-		for _, e := range past {
-			if err := send(e); err != nil {
-				return err
-			}
-		}
-	}
-	var end <-chan time.Time
-	if !until.IsZero() {
-		t := time.NewTimer(time.Until(until))
-		defer t.Stop()
-		end = t.C
-	}
-	for {
-		// What has happened goes out before the end that was asked for.
-		select {
-		case e, ok := <-live:
-			if !ok {
-				return nil // too slow, or the pod has ended
-			}
-			if err := send(e); err != nil {
-				return err
-			}
-			continue
-		default:
-		}
-		select {
-		case <-r.Context().Done():
-			return nil
-		case <-end:
-			return nil
-		case e, ok := <-live:
-			if !ok {
-				return nil
-			}
-			if err := send(e); err != nil {
-				return err
-			}
-		}
-	}
+		},
+	}.Serve(w, r)
 }

@@ -9,32 +9,6 @@ import (
 	"github.com/kcradle/kcradle/spec"
 )
 
-func TestStatus(t *testing.T) {
-	now := time.Date(2026, 5, 6, 7, 8, 9, 0, time.UTC)
-	ago := func(d time.Duration) time.Time { return now.Add(-d) }
-	for _, tt := range []struct {
-		state spec.State
-		want  string
-	}{
-		{spec.State{Status: "created"}, "Created"},
-		{spec.State{Status: "created", ExitCode: 127, Finished: ago(time.Second)}, "Created"},
-		{spec.State{Status: "running", Started: ago(2 * time.Minute)}, "Up 2 minutes"},
-		{spec.State{Status: "running", Started: ago(500 * time.Millisecond)}, "Up Less than a second"},
-		{spec.State{Status: "running", Started: ago(2 * time.Minute), Health: "healthy"}, "Up 2 minutes (healthy)"},
-		{spec.State{Status: "running", Started: ago(3 * time.Hour), Health: "starting"}, "Up 3 hours (health: starting)"},
-		{spec.State{Status: "running", Started: ago(50 * time.Hour), Health: "unhealthy"}, "Up 2 days (unhealthy)"},
-		{spec.State{Status: "paused", Started: ago(time.Minute), Health: "healthy"}, "Up About a minute (Paused)"},
-		{spec.State{Status: "restarting", ExitCode: 2, Started: ago(time.Hour), Finished: ago(5 * time.Second)}, "Restarting (2) 5 seconds ago"},
-		{spec.State{Status: "exited", Started: ago(time.Hour), Finished: ago(3 * time.Second)}, "Exited (0) 3 seconds ago"},
-		{spec.State{Status: "exited", ExitCode: 137, Started: ago(time.Hour), Finished: ago(60 * 24 * time.Hour)}, "Exited (137) 2 months ago"},
-		{spec.State{Status: "dead"}, "Dead"},
-	} {
-		if got := (view{state: tt.state}).status(now); got != tt.want {
-			t.Errorf("%+v: got %q, want %q", tt.state, got, tt.want)
-		}
-	}
-}
-
 func TestImageNames(t *testing.T) {
 	digest := "sha256:0123456789012345678901234567890123456789012345678901234567890123"
 	id := "sha256:abcdef6789012345678901234567890123456789012345678901234567890123"
