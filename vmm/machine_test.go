@@ -226,6 +226,7 @@ func openFiles(t *testing.T) int {
 }
 
 func TestNothingIsLeft(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir()) // others use the machine's
 	c := tinyConfig(t, codeReset)
 	c.Console = filepath.Join(t.TempDir(), "console.log")
 	start(t, c).Wait() // what the runtime opens once
@@ -342,6 +343,7 @@ func wirePair() (*os.File, *os.File, error) {
 
 // The host's end of the channel is reachable as soon as Start returns, and only through the machine.
 func TestChannelSocketHasNoName(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
 	f, address, err := listen()
 	if err != nil {
 		t.Fatal(err)
