@@ -54,6 +54,9 @@ install: build ## install below PREFIX (/usr/local)
 	install -m 644 build/docs/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
 	install -D -m 644 build/docs/completions/kcradle.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/kcradle
 	install -D -m 644 build/docs/completions/_kcradle $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_kcradle
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	sed 's,@PREFIX@,$(PREFIX),' packaging/systemd/kcradle.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/kcradle.service
+	install -m 644 packaging/systemd/kcradle.socket $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -D -m 644 build/docs/completions/kcradle.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/kcradle.fish
 
 .PHONY: help build demo test bench soak moby kernel lint install

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -304,6 +305,85 @@ func TestDaemonKilled(t *testing.T) {
 	// And once more with nothing to do.
 	h.crash()
 	h.want("after another", h.docker("exec", "runs", "echo", "still"), "still")
+}
+
+// systemd opens the socket, hears when the daemon is ready, and the socket outlives the daemon.
+func TestDaemonActivated(t *testing.T) {
+	dir := tempDir(t)
+	listen := func(network, name string) (net.Conn, *os.File) {
+		addr := &net.UnixAddr{Net: network, Name: filepath.Join(dir, name)}
+		if network == "unixgram" {
+			c, err := net.ListenUnixgram(network, addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return c, nil
+		}
+		l, err := net.ListenUnix(network, addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		f, err := l.File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return nil, f
+	}
+	notify, _ := listen("unixgram", "notify")
+	defer notify.Close()
+	_, socket := listen("unix", "docker.sock")
+	defer socket.Close()
+
+	// The process ID of a program that is to know it: the shell's, which becomes the daemon.
+	cmd := exec.Command("sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" --root "$1" daemon -H fd://`, kcradle(t), filepath.Join(dir, "root"))
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+filepath.Join(dir, "notify"))
+	cmd.ExtraFiles = []*os.File{socket}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	t.Cleanup(func() { cmd.Process.Kill() })
+	if err := notify.SetReadDeadline(time.Now().Add(startTimeout)); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 256)
+	n, err := notify.Read(b)
+	if got := string(b[:n]); err != nil || got != "READY=1" {
+		t.Fatalf("systemd hears %q, %v; want READY=1", got, err)
+	}
+	host := "unix://" + filepath.Join(dir, "docker.sock")
+	if got := strings.TrimSpace(succeed(t, servers.Client(t.Context(), host, "version", "-f", "{{.Server.APIVersion}}"))); got != "1.50" {
+		t.Errorf("API version: got %q", got)
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("the daemon was asked to end: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "docker.sock")); err != nil {
+		t.Errorf("systemd's socket after the daemon's end: %v", err)
+	}
+}
+
+// Two daemons on one state directory, or on one socket: the second one says so and touches nothing.
+func TestDaemonTwice(t *testing.T) {
+	h := startHost(t)
+	for _, args := range [][]string{
+		{"--root", h.root, "daemon", "-H", "unix://" + filepath.Join(h.dir, "other.sock")},
+		{"--root", filepath.Join(h.dir, "other"), "daemon", "-H", h.d.Host},
+		{"--root", filepath.Join(h.dir, "other"), "daemon", "-H", "tcp://127.0.0.1:0"},
+	} {
+		cmd := exec.Command(kcradle(t), args...)
+		out, err := cmd.CombinedOutput()
+		if err == nil || cmd.ProcessState.ExitCode() != 1 {
+			t.Errorf("%v: got %v, %s", args, err, out)
+		}
+		t.Logf("%s", out)
+	}
+	h.want("the first one", h.docker("images", "-q", busybox), h.docker("inspect", "-f", "{{slice .Id 7 19}}", busybox))
 }
 
 // await waits until cond is true.
