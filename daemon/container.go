@@ -431,7 +431,6 @@ func (c *Container) end(m *machine) {
 	if f.ran {
 		c.emit("network", events.ActionDisconnect, nil)
 	}
-	c.d.forgetExecs(c)
 	kept := false
 	c.change(func() {
 		c.machine, kept = nil, c.keeping

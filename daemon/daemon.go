@@ -36,7 +36,7 @@ const EngineVersion = "28.2.2"
 // maxClients bounds the connections served at one time; more wait to be accepted.
 const maxClients = 4096
 
-// Config is what a daemon works with. All of it is required.
+// Config is what a daemon works with. What is not said to be optional is required.
 type Config struct {
 	Root     string       // the state directory
 	Store    *image.Store // in Root
@@ -46,6 +46,8 @@ type Config struct {
 	// held back. The supervisor outlives this process.
 	Launch func(ctx context.Context, dir string, o LaunchOptions) error
 	Log    *slog.Logger
+	// PlainHTTP are the registries (HOST[:PORT]) that may be spoken to without TLS; may be empty.
+	PlainHTTP []string
 }
 
 // LaunchOptions are those of one start.

@@ -255,7 +255,7 @@ func (d *Daemon) push(w http.ResponseWriter, r *dockerapi.Request) error {
 	} else if err != nil {
 		return err
 	}
-	var o image.PushOptions
+	o := image.PushOptions{PlainHTTP: d.cfg.PlainHTTP}
 	if o.Keychain, err = keychain(r.Header.Get("X-Registry-Auth")); err != nil {
 		return err
 	}
@@ -400,7 +400,7 @@ func (d *Daemon) pull(w http.ResponseWriter, r *dockerapi.Request) error {
 	if err != nil {
 		return dockerapi.BadRequest("invalid reference format: %w", err)
 	}
-	options := image.PullOptions{Policy: image.Always, Platform: r.Query("platform")}
+	options := image.PullOptions{Policy: image.Always, PlainHTTP: d.cfg.PlainHTTP, Platform: r.Query("platform")}
 	if options.Keychain, err = keychain(r.Header.Get("X-Registry-Auth")); err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -48,6 +49,7 @@ func (c *Container) start(ctx context.Context) error {
 	if err == nil {
 		m, err = c.boot(ctx)
 	}
+	c.d.forgetExecs(c)
 	if err == nil {
 		err = c.api().Do(ctx, "POST", c.path("/start"), nil, nil, nil)
 	}
@@ -388,6 +390,7 @@ func (c *Container) delete(ctx context.Context, volumes bool) error {
 	f := c.look()
 	c.d.mu.Lock()
 	delete(c.d.containers, c.id)
+	maps.DeleteFunc(c.d.execs, func(_ string, of *Container) bool { return of == c })
 	delete(c.d.names, f.rec.Name)
 	c.d.mu.Unlock()
 	if volumes {

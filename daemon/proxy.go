@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"strings"
@@ -221,15 +222,11 @@ func (d *Daemon) execCreate(w http.ResponseWriter, r *dockerapi.Request, c *Cont
 	return dockerapi.WriteJSON(w, http.StatusCreated, created)
 }
 
-// forgetExecs forgets those of a container whose machine has ended.
+// forgetExecs forgets those of a container's last machine.
 func (d *Daemon) forgetExecs(c *Container) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for id, of := range d.execs {
-		if of == c {
-			delete(d.execs, id)
-		}
-	}
+	maps.DeleteFunc(d.execs, func(_ string, of *Container) bool { return of == c })
 }
 
 // exec hands a request about an exec to the machine that has it.
@@ -238,6 +235,11 @@ func (d *Daemon) exec(w http.ResponseWriter, r *dockerapi.Request) error {
 	c, err := d.execOwner(r.Context(), id)
 	if err != nil {
 		return err
+	}
+	if f := c.look(); !f.running() && r.Method == http.MethodPost {
+		return notRunning(c, f)
+	} else if f.machine == nil {
+		return dockerapi.NotFound("No such exec instance: %s", id)
 	}
 	_, rest, _ := strings.Cut(r.URL.Path, "/exec/"+id)
 	return c.pass(w, r, "/exec/"+id+rest)

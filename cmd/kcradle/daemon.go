@@ -29,6 +29,7 @@ import (
 type daemonOptions struct {
 	Hosts                      []string
 	Group                      string
+	Insecure                   []string
 	Pidfile                    string
 	TLSVerify                  bool
 	TLSCACert, TLSCert, TLSKey string
@@ -55,6 +56,7 @@ sockets that systemd has opened, or tcp://ADDRESS:PORT, which is served with TLS
 	f := cmd.Flags()
 	f.StringArrayVarP(&o.Hosts, "host", "H", nil, "where to serve: unix://PATH, fd:// or tcp://ADDRESS:PORT")
 	f.StringVarP(&o.Group, "group", "G", "", "group that may use the unix socket, beside its owner")
+	f.StringArrayVar(&o.Insecure, "insecure-registry", nil, "registry (`HOST[:PORT]`) that may be spoken to without TLS, beside those of $KCRADLE_PLAIN_HTTP")
 	f.StringVarP(&o.Pidfile, "pidfile", "p", "", "write the process ID to a file")
 	f.BoolVar(&o.TLSVerify, "tlsverify", false, "demand a certificate of clients; tcp is never served without")
 	f.StringVar(&o.TLSCACert, "tlscacert", "", "certificates that client certificates must be signed by")
@@ -87,6 +89,7 @@ func serveDaemon(ctx context.Context, a *app, o daemonOptions) error {
 	}
 	d, err := daemon.Open(ctx, daemon.Config{
 		Root: a.Root, Store: store, Packages: packagesDir(), Version: buildInfo().Version, Log: a.Log,
+		PlainHTTP: withPlainHTTP(o.Insecure),
 		Launch: func(ctx context.Context, dir string, l daemon.LaunchOptions) error {
 			b, err := bundle.Open(dir)
 			if err != nil {

@@ -45,15 +45,20 @@ func (o *sourceOptions) registryFlags(f *pflag.FlagSet) {
 // plainHTTPVariable names registries that are spoken to without TLS, separated by commas.
 const plainHTTPVariable = "KCRADLE_PLAIN_HTTP"
 
+// withPlainHTTP are these registries and those of the environment.
+func withPlainHTTP(hosts []string) []string {
+	for h := range strings.SplitSeq(os.Getenv(plainHTTPVariable), ",") {
+		if h = strings.TrimSpace(h); h != "" {
+			hosts = append(hosts, h)
+		}
+	}
+	return hosts
+}
+
 // pullOptions are the store's options for the flags.
 func (o *sourceOptions) pullOptions(policy image.Policy) (image.PullOptions, error) {
 	p := image.PullOptions{
-		Platform: o.Platform, Policy: policy, PlainHTTP: o.PlainHTTP, KeepBlobs: o.KeepBlobs, Parallel: o.Parallel,
-	}
-	for h := range strings.SplitSeq(os.Getenv(plainHTTPVariable), ",") {
-		if h = strings.TrimSpace(h); h != "" {
-			p.PlainHTTP = append(p.PlainHTTP, h)
-		}
+		Platform: o.Platform, Policy: policy, PlainHTTP: withPlainHTTP(o.PlainHTTP), KeepBlobs: o.KeepBlobs, Parallel: o.Parallel,
 	}
 	if o.MaxLayer != "" {
 		n, err := units.RAMInBytes(o.MaxLayer)

@@ -152,6 +152,7 @@ func updateCPU(r *specs.LinuxResources, asked container.Resources) error {
 		return dockerapi.BadRequest(conflict, "Nano CPUs", "CPU Period")
 	case asked.NanoCPUs > 0 && !byCPUs && c.Quota != nil:
 		return dockerapi.BadRequest(conflict, "Nano CPUs", "CPU Quota")
+	case asked.CPUPeriod > 0 && asked.CPUQuota != 0: // both anew, whatever they stood for
 	case asked.CPUPeriod > 0 && byCPUs:
 		return dockerapi.BadRequest(conflict, "CPU Period", "NanoCPUs")
 	case asked.CPUQuota > 0 && byCPUs:

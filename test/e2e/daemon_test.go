@@ -232,6 +232,34 @@ func TestDaemon(t *testing.T) {
 	h.want("a bind", h.docker("run", "--rm", "-v", file+":/f:ro", busybox, "cat", "/f"), "from the host")
 }
 
+// An image goes to a registry and comes back from it.
+func TestDaemonRegistry(t *testing.T) {
+	need.Command(t, "docker-registry", "hack/deps test")
+	reg, err := servers.StartRegistry(t.Context(), tempDir(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(reg.Stop)
+	t.Setenv("KCRADLE_PLAIN_HTTP", reg.Addr)
+	h := startHost(t)
+	name := reg.Addr + "/team/app:1"
+	h.docker("tag", busybox, name)
+	id := h.docker("inspect", "-f", "{{.Id}}", busybox)
+	pushed := h.docker("push", name)
+	_, digest, ok := strings.Cut(pushed, "1: digest: ")
+	digest, _, _ = strings.Cut(digest, " ")
+	if !ok || !strings.HasPrefix(digest, "sha256:") {
+		t.Fatalf("push: got %s", pushed)
+	}
+	h.docker("rmi", name, busybox)
+	h.want("pull", h.docker("pull", "-q", name), name)
+	h.want("what came back", h.docker("inspect", "-f", "{{.Id}} {{index .RepoDigests 0}}", name), id+" "+reg.Addr+"/team/app@"+digest)
+	h.want("run --pull always", h.docker("run", "--rm", "--pull", "always", "-q", name+"@"+digest, "echo", "pulled"), "pulled")
+	if msg := h.refused(1, "pull", reg.Addr+"/team/none"); !strings.Contains(msg, "no such image") {
+		t.Errorf("pull of what is not there: %s", msg)
+	}
+}
+
 // The sequence of events is docker's.
 func TestDaemonEvents(t *testing.T) {
 	h := startHost(t)
