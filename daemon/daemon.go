@@ -227,6 +227,7 @@ func (d *Daemon) routes() []dockerapi.Route {
 		{Method: "POST", Path: "/networks/{id}/disconnect", Handle: d.noNetworks},
 		{Method: "DELETE", Path: "/networks/{id}", Handle: d.noNetworks},
 
+		{Method: "POST", Path: "/auth", Handle: d.login},
 		{Method: "POST", Path: "/commit", Handle: d.commit},
 		{Method: "GET", Path: "/system/df", Handle: d.diskUsage},
 

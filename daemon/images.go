@@ -567,6 +567,24 @@ func (d *Daemon) imagePrune(w http.ResponseWriter, r *dockerapi.Request) error {
 	return dockerapi.WriteJSON(w, http.StatusOK, report)
 }
 
+// login says whether credentials are good. The client keeps them, not the daemon.
+func (d *Daemon) login(w http.ResponseWriter, r *dockerapi.Request) error {
+	var c registry.AuthConfig
+	if err := dockerapi.ReadJSON(r, &c, false); err != nil {
+		return err
+	}
+	err := image.Login(r.Context(), c.ServerAddress, image.Credentials{
+		Username: c.Username, Password: c.Password, IdentityToken: c.IdentityToken, RegistryToken: c.RegistryToken,
+	}, d.cfg.PlainHTTP)
+	if errors.Is(err, image.ErrUnauthorized) {
+		return dockerapi.Errorf(http.StatusUnauthorized, "%w", err)
+	}
+	if err != nil {
+		return err
+	}
+	return dockerapi.WriteJSON(w, http.StatusOK, registry.AuthResponse{Status: "Login Succeeded"})
+}
+
 // search is answered honestly.
 func (d *Daemon) search(http.ResponseWriter, *dockerapi.Request) error {
 	return dockerapi.Errorf(http.StatusNotImplemented, "search is not offered: name the image")

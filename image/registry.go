@@ -34,9 +34,10 @@ type registry struct {
 	client *http.Client
 
 	// What the client is made of, for another one of the library's.
-	name  name.Repository
-	auth  authn.Authenticator
-	guard http.RoundTripper
+	registry name.Registry
+	name     name.Repository
+	auth     authn.Authenticator
+	guard    http.RoundTripper
 }
 
 // dialRegistry speaks the registry's authentication handshake, for a scope as transport.PullScope.
@@ -47,10 +48,17 @@ func dialRegistry(ctx context.Context, ref Reference, o PullOptions, scope strin
 	}
 	host := repo.RegistryStr()
 	plain := ref.plainHTTP || slices.Contains(o.PlainHTTP, ref.domain()) || slices.Contains(o.PlainHTTP, host)
-	auth, err := authn.Resolve(ctx, o.Keychain, repo)
-	if err != nil {
+	r := undialed(repo.Registry, plain)
+	r.repo, r.name = repo.RepositoryStr(), repo
+	if r.auth, err = authn.Resolve(ctx, o.Keychain, repo); err != nil {
 		return nil, fmt.Errorf("find credentials for %s: %w", host, err)
 	}
+	return r, r.dial(ctx, []string{repo.Scope(scope)})
+}
+
+// undialed is a registry that nothing was said to yet.
+func undialed(reg name.Registry, plain bool) *registry {
+	host := reg.RegistryStr()
 	base := &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
 		DialContext:           (&net.Dialer{Timeout: 20 * time.Second}).DialContext,
@@ -61,20 +69,23 @@ func dialRegistry(ctx context.Context, ref Reference, o PullOptions, scope strin
 		MaxIdleConnsPerHost:   16,
 		DisableCompression:    true, // a blob is the bytes with its digest, not what they would unpack to
 	}
-	guard := schemes{host: host, plain: plain, next: base}
-	r := &registry{host: host, repo: repo.RepositoryStr(), scheme: "https", name: repo, auth: auth, guard: guard}
+	r := &registry{host: host, scheme: "https", registry: reg, guard: schemes{host: host, plain: plain, next: base}}
 	if plain {
 		r.scheme = "http"
 	}
-	err = retry(ctx, func() error {
-		t, err := transport.NewWithContext(ctx, repo.Registry, auth, guard, []string{repo.Scope(scope)})
+	return r
+}
+
+// dial speaks the authentication handshake.
+func (r *registry) dial(ctx context.Context, scopes []string) error {
+	return retry(ctx, func() error {
+		t, err := transport.NewWithContext(ctx, r.registry, r.auth, r.guard, scopes)
 		if err != nil {
 			return r.explain(err)
 		}
 		r.client = &http.Client{Transport: t}
 		return nil
 	})
-	return r, err
 }
 
 // schemes lets requests to the registry go over the one scheme it was named with, and no request fall back from TLS to
@@ -139,7 +150,12 @@ func (r *registry) has(ctx context.Context, d digest.Digest) (bool, error) {
 }
 
 func (r *registry) ask(ctx context.Context, method, path string, header http.Header) (*http.Response, error) {
-	u := url.URL{Scheme: r.scheme, Host: r.host, Path: "/v2/" + r.repo + "/" + path}
+	return r.askAt(ctx, method, "/v2/"+r.repo+"/"+path, header)
+}
+
+// askAt is ask with the whole path.
+func (r *registry) askAt(ctx context.Context, method, path string, header http.Header) (*http.Response, error) {
+	u := url.URL{Scheme: r.scheme, Host: r.host, Path: path}
 	req, err := http.NewRequestWithContext(ctx, method, u.String(), nil)
 	if err != nil {
 		return nil, err

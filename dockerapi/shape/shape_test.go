@@ -116,3 +116,30 @@ func TestCommand(t *testing.T) {
 		t.Errorf("the arguments became %q", args)
 	}
 }
+
+// Whatever a client asks for is refused in words or selects containers of the list, each once and in its order.
+func FuzzSelect(f *testing.F) {
+	f.Add("1", "2", `{"status":["exited"],"name":["a.*"]}`)
+	f.Add("", "-1", `{"publish":{"80-90/tcp":true},"before":["x"]}`)
+	list := []Candidate{
+		{ID: "b", Name: "x", State: spec.State{Status: "running"}, Published: []string{"80/tcp"}},
+		{ID: "a", Name: "y", State: spec.State{Status: "exited", Started: time.Unix(1, 0)}},
+	}
+	for i := range list {
+		list[i].Ancestor, list[i].Network = func(string) bool { return true }, func(string) bool { return false }
+	}
+	f.Fuzz(func(t *testing.T, all, limit, filters string) {
+		form := url.Values{"all": {all}, "limit": {limit}, "filters": {filters}}
+		s, err := Select(&dockerapi.Request{Request: &http.Request{Form: form}}, func(ref string) (string, error) { return ref, nil })
+		if err != nil {
+			return
+		}
+		last := -1
+		for _, i := range s.Apply(list) {
+			if i <= last || i >= len(list) {
+				t.Fatalf("index %d after %d", i, last)
+			}
+			last = i
+		}
+	})
+}
