@@ -95,7 +95,7 @@ type Selection struct {
 	before, since   string // IDs; empty: none
 	exited          []int
 	isTask          bool
-	publish, expose []string
+	publish, expose []network.PortRange
 }
 
 // Select reads the query of GET /containers/json. find looks a container up that a filter names, and returns its ID.
@@ -130,15 +130,13 @@ func Select(r *dockerapi.Request, find func(ref string) (id string, err error)) 
 	if s.isTask, err = f.Bool("is-task", false); err != nil {
 		return nil, err
 	}
-	for key, out := range map[string]*[]string{"publish": &s.publish, "expose": &s.expose} {
+	for key, out := range map[string]*[]network.PortRange{"publish": &s.publish, "expose": &s.expose} {
 		for _, v := range f[key] {
 			ports, err := network.ParsePortRange(v)
 			if err != nil {
 				return nil, dockerapi.BadRequest("invalid filter '%s=%s': %w", key, v, err)
 			}
-			for port := range ports.All() {
-				*out = append(*out, port.String())
-			}
+			*out = append(*out, ports)
 		}
 	}
 	for key, out := range map[string]*string{"before": &s.before, "since": &s.since} {
@@ -199,6 +197,11 @@ func (s *Selection) includes(c *Candidate) bool {
 }
 
 // overlap reports whether one of those asked for is there, or none was asked for.
-func overlap(asked, there []string) bool {
-	return len(asked) == 0 || slices.ContainsFunc(there, func(p string) bool { return slices.Contains(asked, p) })
+func overlap(asked []network.PortRange, there []string) bool {
+	return len(asked) == 0 || slices.ContainsFunc(there, func(s string) bool {
+		p, err := network.ParsePort(s)
+		return err == nil && slices.ContainsFunc(asked, func(r network.PortRange) bool {
+			return r.Proto() == p.Proto() && r.Start() <= p.Num() && p.Num() <= r.End()
+		})
+	})
 }
