@@ -164,7 +164,10 @@ func Thaw(f *Frozen, c ThawConfig, log *slog.Logger) (_ *Handover, err error) {
 		runtime.LockOSThread()
 		err := guard.enter()
 		if err == nil {
-			err = checkpoint.Thaw(cmd, f.Process, checkpoint.Start{Memory: c.Process, Files: theirs, Filter: sandboxFilter, Ready: c.Ready})
+			err = checkpoint.Thaw(cmd, f.Process, checkpoint.Start{
+				Memory: c.Process, Files: theirs, Filter: sandboxFilter, Ready: c.Ready,
+				Tie: func(pid int) error { return tie(theirs["lifeline"], pid) },
+			})
 		}
 		thawed <- err
 		if err == nil {
@@ -191,10 +194,6 @@ func Thaw(f *Frozen, c ThawConfig, log *slog.Logger) (_ *Handover, err error) {
 		return nil, os.NewSyscallError("pidfd_open", err)
 	}
 	h.Files[filePID] = os.NewFile(uintptr(pidfd), "pidfd")
-	if err := tie(theirs["lifeline"], h.PID); err != nil {
-		_ = cmd.Process.Kill()
-		return nil, err
-	}
 	log.Debug("machine thawed", "pid", h.PID)
 	u.Keep()
 	return &h, nil

@@ -75,7 +75,8 @@ func (h *Handover) Alive() bool {
 
 // tie makes QEMU die when nobody has the other end of its lifeline open: the end of the connection is a signal to QEMU,
 // and which one that is can be chosen (fcntl(2), F_SETSIG). A parent's death, for which there is a signal too, is not it:
-// the parent stays behind when a machine changes hands. A parent that dies before this call leaves a QEMU behind.
+// the parent stays behind when a machine changes hands. A parent that dies before this call leaves a QEMU behind, unless that has
+// the signal until then, as a thawed one has.
 func tie(end *os.File, pid int) error {
 	fd := end.Fd()
 	for _, c := range [][2]int{{unix.F_SETOWN, pid}, {unix.F_SETSIG, int(unix.SIGKILL)}} {

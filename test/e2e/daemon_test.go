@@ -198,11 +198,11 @@ func TestDaemon(t *testing.T) {
 	h.docker("rm", "once")
 
 	// An image of a container, under two names, out and in again.
-	h.docker("run", "--name", "base", "-e", "A=b", busybox, "sh", "-c", "echo new >/etc/new; rm /bin/wget")
+	h.docker("run", "--name", "base", "-e", "A=b", busybox, "sh", "-c", "echo new >/etc/new; rm /usr/bin/wget")
 	h.docker("commit", "-m", "why", "-c", `CMD ["cat","/etc/new"]`, "base", "my/image:1")
 	h.docker("rm", "base")
 	h.want("run of a committed image", h.docker("run", "--rm", "my/image:1"), "new")
-	h.want("what a layer took away", h.docker("run", "--rm", "my/image:1", "sh", "-c", "ls /bin/wget 2>&1; echo $A"), "ls: /bin/wget: No such file or directory\nb")
+	h.want("what a layer took away", h.docker("run", "--rm", "my/image:1", "sh", "-c", "ls /usr/bin/wget 2>&1; echo $A"), "ls: /usr/bin/wget: No such file or directory\nb")
 	committed := h.docker("inspect", "-f", "{{.Id}}", "my/image:1")
 	h.docker("tag", "my/image:1", "my/image:2")
 	archive := filepath.Join(h.dir, "image.tar")

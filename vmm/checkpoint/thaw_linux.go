@@ -23,12 +23,16 @@ type Start struct {
 	// Ready says that the process will have to be fast when it goes on: it gets a copy of all its memory now, its code in huge
 	// pages, and not page by page.
 	Ready bool
+	// Tie ties the process's life to something that outlives the thread which starts it; it is called before the process goes
+	// on. Without one the process ends with that thread.
+	Tie func(pid int) error
 }
 
 // Thaw starts a process from an image. Of cmd it sets Path, Args, the standard files and ExtraFiles, and starts it; the caller
 // waits for it.
 //
-// The goroutine must be locked to its thread, and the thread must stay until the process has ended, as Pdeathsig asks for.
+// The goroutine must be locked to its thread, and the thread must stay until the process has ended or is tied to something else. At
+// no moment does the process outlive it before that: until then it has Pdeathsig, which exec keeps.
 func Thaw(cmd *exec.Cmd, img *Image, s Start) (err error) {
 	defer func() {
 		if err != nil {
@@ -54,7 +58,7 @@ func Thaw(cmd *exec.Cmd, img *Image, s Start) (err error) {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
-	cmd.SysProcAttr.Ptrace = true
+	cmd.SysProcAttr.Ptrace, cmd.SysProcAttr.Pdeathsig = true, unix.SIGKILL
 	if err := cmd.Start(); err != nil {
 		return err
 	}
@@ -170,6 +174,15 @@ func (img *Image) restore(pid, memory int, s Start) error {
 		w.data = nil
 		if _, err := w.run(tid, img.Threads[i].calls(w)); err != nil {
 			return fmt.Errorf("thread %q: %w", img.Threads[i].Name, err)
+		}
+	}
+	if s.Tie != nil {
+		if err := s.Tie(pid); err != nil {
+			return err
+		}
+		w.data = nil
+		if _, err := w.run(pid, []call{{what: "prctl(PR_SET_PDEATHSIG)", number: unix.SYS_PRCTL, args: [6]uint64{unix.PR_SET_PDEATHSIG, 0}}}); err != nil {
+			return err
 		}
 	}
 	if err := w.remove(kernelArea(img.Kernel, "[vdso]")); err != nil {
