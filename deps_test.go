@@ -30,7 +30,8 @@ share: -                                           # a directory of the host, fo
 snp/...: -                                         # importable by a customer; standard library only
 
 image/...: -                                       # reference → verified layers; knows no bundle and no machine
-network: -                                         # the wire; knows no machine
+network: network/lan                                         # the wire; knows no machine
+network/lan: -                                     # machines of one host on one wire
 vmm: spec internal/undo vmm/qmp vmm/channel vmm/checkpoint kernel/tsc # files, drives, a command line → a machine; knows no image, bundle, pod
 vmm/template: vmm vmm/checkpoint internal/undo     # machines at rest, kept on disk
 vmm/pool: vmm vmm/template                         # machines ready, handed to other processes

@@ -20,7 +20,7 @@ import (
 // Sockets in the run directory, served by the supervisor.
 const (
 	VdockerSocket = "vdocker.sock" // the Docker Engine API of the pod
-	ControlSocket = "control.sock" // frames of spec/control.go: Stop, Signal and Watch in; closed when the pod has ended
+	ControlSocket = "control.sock" // frames of spec/control.go: Stop, Signal, Network and Watch in; closed when the pod has ended
 )
 
 // Listen listens on a socket in the run directory, which only the owner can connect to. The directory's path may have any
@@ -134,33 +134,50 @@ func (b *Bundle) Stop(ctx context.Context, timeout *int) error {
 
 // Signal sends a signal to a container of the running pod.
 func (b *Bundle) Signal(ctx context.Context, s spec.Signal) error {
+	raw, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	if err := b.order(ctx, spec.FrameSignal, raw); err != nil {
+		return fmt.Errorf("signal %s: %w", b.Dir, err)
+	}
+	return nil
+}
+
+// Rewire tells the supervisor that the file which says what networks the pod is on has changed, and waits until the pod is on
+// those.
+func (b *Bundle) Rewire(ctx context.Context) error {
+	if err := b.order(ctx, spec.FrameNetwork, nil); err != nil {
+		return fmt.Errorf("change the networks of %s: %w", b.Dir, err)
+	}
+	return nil
+}
+
+// order gives the supervisor an order and waits until it was carried out.
+func (b *Bundle) order(ctx context.Context, kind byte, payload []byte) error {
 	c, err := b.DialControl(ctx)
 	if err != nil {
 		return err
 	}
 	if c == nil {
-		return fmt.Errorf("%s is not running", b.Dir)
+		return errors.New("it is not running")
 	}
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	raw, err := json.Marshal(s)
-	if err != nil {
+	if err := spec.WriteFrame(c, kind, payload); err != nil {
 		return err
-	}
-	if err := spec.WriteFrame(c, spec.FrameSignal, raw); err != nil {
-		return fmt.Errorf("signal %s: %w", b.Dir, err)
 	}
 	_, answer, err := spec.ReadFrame(c, nil)
 	if err != nil {
-		return fmt.Errorf("signal %s: %w", b.Dir, err)
+		return err
 	}
 	var done spec.Done
 	if err := json.Unmarshal(answer, &done); err != nil {
-		return fmt.Errorf("signal %s: %w", b.Dir, err)
+		return err
 	}
 	if done.Message != "" {
-		return fmt.Errorf("signal %s: %s", b.Dir, done.Message)
+		return errors.New(done.Message)
 	}
 	return nil
 }

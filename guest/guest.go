@@ -35,7 +35,7 @@ type Machine interface {
 	Clock(now time.Time) error
 	Slew(d time.Duration) error
 	Seed(entropy []byte) error
-	// Network sets up the pod's wire.
+	// Network sets up the pod's wire, and changes it when it is called again.
 	Network(n *spec.Network) error
 	// Mount mounts what the pod needs; Unmount takes it away again and fails when data may not be on disk.
 	Mount(p *spec.Pod, l *spec.Placement) (*Mounts, error)
@@ -373,6 +373,25 @@ func (g *guest) clock(context.Context) error {
 }
 
 func (g *guest) network(context.Context) error { return g.m.Network(&g.place.Network) }
+
+// rewire changes the wire of a pod that was launched.
+func (g *guest) rewire(raw []byte) error {
+	select {
+	case <-g.launched:
+	case <-g.host.stopped:
+	}
+	if g.pod == nil {
+		return errors.New("there is no pod to change the network of")
+	}
+	n, err := spec.ParseNetwork(raw)
+	if err != nil {
+		return err
+	}
+	if err := g.m.Network(n); err != nil {
+		return err
+	}
+	return g.pod.SetNetwork(*n)
+}
 
 func (g *guest) disks(context.Context) (err error) {
 	g.mounts, err = g.m.Mount(g.doc, g.place)

@@ -2,6 +2,7 @@ package guest
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -120,6 +121,17 @@ func (h *host) obey(g *guest, kind byte, b []byte) error {
 		h.once.Do(func() { close(h.stopped) })
 	case spec.FrameClock:
 		return h.clock(g.m, b)
+	case spec.FrameNetwork:
+		raw := bytes.Clone(b)
+		h.wg.Go(func() { // the launch it waits for can be stopped
+			var done spec.Done
+			if err := g.rewire(raw); err != nil {
+				done.Message = err.Error()
+			}
+			if err := h.send(spec.FrameNetwork, done); err != nil {
+				g.log.Warn("tell the host of the network", "error", err)
+			}
+		})
 	default:
 		return errors.New("unknown")
 	}

@@ -39,6 +39,7 @@ type machine struct {
 	mounted []mounted // writable ones, in order
 	others  []string  // other mounts, in order
 	cut     []string  // devices of the device mapper, in order
+	wire    *network.Wire
 }
 
 type mounted struct {
@@ -103,7 +104,13 @@ func (m *machine) Slew(d time.Duration) error { return early.SlewClock(d) }
 
 func (m *machine) Seed(entropy []byte) error { return early.Seed(entropy) }
 
-func (m *machine) Network(n *spec.Network) error { return network.Up(n) }
+func (m *machine) Network(n *spec.Network) (err error) {
+	if m.wire != nil {
+		return m.wire.Change(n)
+	}
+	m.wire, err = network.Up(n)
+	return err
+}
 
 func (m *machine) Mount(p *spec.Pod, l *spec.Placement) (*Mounts, error) {
 	drives := m.drives
@@ -249,6 +256,7 @@ func (m *machine) Clear() error {
 		}
 	}
 	// Nothing is mounted below any more, or the removal fails and harms nothing: layers are read-only.
-	errs = append(errs, os.RemoveAll(runDir), network.Down())
+	errs = append(errs, os.RemoveAll(runDir), m.wire.Down())
+	m.wire = nil
 	return errors.Join(errs...)
 }

@@ -10,8 +10,10 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
@@ -32,6 +34,7 @@ const (
 	dnsIdle     = 30 * time.Second // of a guest's TCP connection
 	resolvCheck = time.Second      // how often resolv.conf is looked at
 	localTTL    = 60
+	memberTTL   = 5 // of machines, which come and go
 )
 
 // resolver answers the guest's DNS queries: the names of the host itself, everything else through the servers that the
@@ -41,6 +44,9 @@ type resolver struct {
 	fixed []netip.AddrPort        // instead of it
 	names map[string][]netip.Addr // lower case, without the last dot
 	hedge time.Duration
+	host  bool // the host's own names are answered
+
+	segments atomic.Pointer[[]*segment] // whose machines' names are answered
 
 	mu      sync.Mutex
 	checked time.Time
@@ -49,19 +55,76 @@ type resolver struct {
 	bad     map[netip.AddrPort]time.Time // failed, until when it is asked last
 }
 
-func newResolver(c Config, p plan) *resolver {
-	r := &resolver{path: resolvConf, hedge: dnsHedge, names: map[string][]netip.Addr{}, bad: map[netip.AddrPort]time.Time{}}
+func newResolver(c Config) *resolver {
+	r := &resolver{path: resolvConf, hedge: dnsHedge, host: !c.NoHost, names: map[string][]netip.Addr{}, bad: map[netip.AddrPort]time.Time{}}
 	for _, a := range c.DNS {
 		r.fixed = append(r.fixed, netip.AddrPortFrom(a, dnsPort))
 	}
 	for name, a := range c.Hosts {
 		r.names[fold(name)] = []netip.Addr{a.Unmap()}
 	}
-	if !c.NoHost {
-		r.names["host.docker.internal"] = []netip.Addr{p.host4, p.host6}
-		r.names["gateway.docker.internal"] = []netip.Addr{p.host4, p.host6}
-	}
+	r.serve(nil)
 	return r
+}
+
+// serve says which networks the machine is on.
+func (r *resolver) serve(segments []*segment) { r.segments.Store(&segments) }
+
+// known answers a name that needs no other server: which addresses it has, and for how many seconds that may be kept.
+func (r *resolver) known(name string) (addrs []netip.Addr, ttl uint32, ok bool) {
+	if addrs, ok := r.names[fold(name)]; ok {
+		return addrs, localTTL, true
+	}
+	segments := *r.segments.Load()
+	if name = fold(name); r.host && (name == "host.docker.internal" || name == "gateway.docker.internal") {
+		for _, s := range segments {
+			if s.Internal {
+				continue
+			}
+			for _, a := range []netip.Addr{s.plan.host4, s.plan.host6} {
+				if a.IsValid() {
+					addrs = append(addrs, a)
+				}
+			}
+			if len(addrs) > 0 {
+				return addrs, localTTL, true
+			}
+		}
+	}
+	for _, s := range segments {
+		addrs = append(addrs, s.lookup(name)...)
+	}
+	// Whoever has several machines under one name wants all of them to be asked.
+	rand.Shuffle(len(addrs), func(i, j int) { addrs[i], addrs[j] = addrs[j], addrs[i] })
+	return addrs, memberTTL, len(addrs) > 0
+}
+
+// reverse answers the question for the name of an address, as "2.0.18.172.in-addr.arpa".
+func (r *resolver) reverse(question string) (string, bool) {
+	labels, ok := strings.CutSuffix(fold(question), ".in-addr.arpa")
+	if !ok {
+		return "", false
+	}
+	parts := strings.Split(labels, ".")
+	slices.Reverse(parts)
+	a, err := netip.ParseAddr(strings.Join(parts, "."))
+	if err != nil || !a.Is4() {
+		return "", false
+	}
+	for _, s := range *r.segments.Load() {
+		if s.lan != nil && s.Resolve {
+			if name, ok := s.lan.Reverse(a); ok {
+				return name + "." + s.Name + ".", true
+			}
+		}
+	}
+	return "", false
+}
+
+// outside reports whether the machine may ask other servers: on internal networks alone it may not.
+func (r *resolver) outside() bool {
+	segments := *r.segments.Load()
+	return len(segments) == 0 || slices.ContainsFunc(segments, func(s *segment) bool { return !s.Internal })
 }
 
 func fold(name string) string { return strings.ToLower(strings.TrimSuffix(name, ".")) }
@@ -158,8 +221,17 @@ func (r *resolver) answer(ctx context.Context, msg []byte, stream bool) []byte {
 		}
 		return bare(query{header: dnsmessage.Header{ID: binary.BigEndian.Uint16(msg)}}, dnsmessage.RCodeFormatError, false)
 	}
-	if addrs, ok := r.names[fold(q.question.Name.String())]; ok && q.question.Class == dnsmessage.ClassINET {
-		return local(q, addrs)
+	if q.question.Class == dnsmessage.ClassINET {
+		name := q.question.Name.String()
+		if addrs, ttl, ok := r.known(name); ok {
+			return local(q, addrs, ttl)
+		}
+		if name, ok := r.reverse(name); ok && q.question.Type == dnsmessage.TypePTR {
+			return pointer(q, name)
+		}
+	}
+	if !r.outside() {
+		return bare(q, dnsmessage.RCodeNameError, false)
 	}
 	ctx, cancel := context.WithTimeout(ctx, dnsTimeout)
 	defer cancel()
@@ -191,14 +263,9 @@ func bare(q query, code dnsmessage.RCode, truncated bool) []byte {
 }
 
 // local answers a name that this resolver knows itself.
-func local(q query, addrs []netip.Addr) []byte {
-	m := dnsmessage.Message{
-		Header: dnsmessage.Header{
-			ID: q.header.ID, Response: true, RecursionDesired: q.header.RecursionDesired, RecursionAvailable: true, Authoritative: true,
-		},
-		Questions: []dnsmessage.Question{q.question},
-	}
-	h := dnsmessage.ResourceHeader{Name: q.question.Name, Class: dnsmessage.ClassINET, TTL: localTTL}
+func local(q query, addrs []netip.Addr, ttl uint32) []byte {
+	m := authoritative(q)
+	h := dnsmessage.ResourceHeader{Name: q.question.Name, Class: dnsmessage.ClassINET, TTL: ttl}
 	for _, a := range addrs {
 		switch {
 		case a.Is4() && (q.question.Type == dnsmessage.TypeA || q.question.Type == dnsmessage.TypeALL):
@@ -209,6 +276,32 @@ func local(q query, addrs []netip.Addr) []byte {
 			m.Answers = append(m.Answers, dnsmessage.Resource{Header: h, Body: &dnsmessage.AAAAResource{AAAA: a.As16()}})
 		}
 	}
+	b, err := m.Pack()
+	if err != nil {
+		return nil
+	}
+	return b
+}
+
+// authoritative begins an answer of this resolver's own.
+func authoritative(q query) dnsmessage.Message {
+	return dnsmessage.Message{
+		Header: dnsmessage.Header{
+			ID: q.header.ID, Response: true, RecursionDesired: q.header.RecursionDesired, RecursionAvailable: true, Authoritative: true,
+		},
+		Questions: []dnsmessage.Question{q.question},
+	}
+}
+
+// pointer answers with the name of an address.
+func pointer(q query, name string) []byte {
+	n, err := dnsmessage.NewName(name)
+	if err != nil {
+		return bare(q, dnsmessage.RCodeServerFailure, false)
+	}
+	m := authoritative(q)
+	h := dnsmessage.ResourceHeader{Name: q.question.Name, Type: dnsmessage.TypePTR, Class: dnsmessage.ClassINET, TTL: memberTTL}
+	m.Answers = append(m.Answers, dnsmessage.Resource{Header: h, Body: &dnsmessage.PTRResource{PTR: n}})
 	b, err := m.Pack()
 	if err != nil {
 		return nil

@@ -95,13 +95,13 @@ func (s *nameServer) answer(msg []byte) []byte {
 	last := s.at.Addr().AsSlice()[s.at.Addr().BitLen()/8-1]
 	switch fold(q.question.Name.String()) {
 	case "one.example":
-		return local(q, []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, last})})
+		return local(q, []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, last})}, localTTL)
 	case "big.example":
 		var addrs []netip.Addr
 		for i := range records {
 			addrs = append(addrs, netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}))
 		}
-		return local(q, addrs)
+		return local(q, addrs, localTTL)
 	}
 	return bare(q, dnsmessage.RCodeNameError, false)
 }
@@ -217,7 +217,7 @@ func TestResolvConfChange(t *testing.T) {
 		}
 	}
 	write("nameserver 127.0.0.81\n")
-	r := newResolver(Config{}, newPlan(nil))
+	r := newResolver(Config{})
 	r.path = path
 	ask := func() byte {
 		t.Helper()
@@ -272,7 +272,7 @@ func FuzzDNS(f *testing.F) {
 	f.Add(msg[:13])
 	f.Add(append(append([]byte(nil), msg...), 0, 0, 41, 16, 0, 0, 0, 0, 0, 0, 0))
 	f.Add([]byte("\x00\x07\x81\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x01"))
-	r := newResolver(Config{}, newPlan(nil))
+	r := newResolver(Config{})
 	r.fixed = []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:1")}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel() // no server is asked

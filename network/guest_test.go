@@ -2,7 +2,6 @@ package network
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -159,10 +158,12 @@ func openWire(t testing.TB, c Config) *user {
 type guest struct {
 	t     testing.TB
 	ns    netns.NsHandle
-	tap   *os.File
+	taps  sync.Map // by tag, *os.File
 	conn  net.Conn
 	plan  plan
 	pumps sync.WaitGroup
+
+	plugged bool
 }
 
 // startGuest does what a machine does with its wire.
@@ -200,7 +201,7 @@ func makeGuest(t testing.TB, u *user) *guest {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		_ = g.tap.Close()
+		g.taps.Range(func(_, tap any) bool { return tap.(*os.File).Close() == nil })
 		_ = g.conn.Close()
 		g.pumps.Wait()
 		_ = g.ns.Close()
@@ -210,46 +211,78 @@ func makeGuest(t testing.TB, u *user) *guest {
 
 // plug begins to carry frames.
 func (g *guest) plug() {
-	g.pumps.Go(g.fromTap)
+	g.plugged = true
+	g.taps.Range(func(tag, tap any) bool {
+		g.pumps.Go(func() { g.fromTap(tag.(int), tap.(*os.File)) })
+		return true
+	})
 	g.pumps.Go(func() {
-		_ = readFrames(g.conn, func(b []byte) { _, _ = g.tap.Write(b) })
+		_ = readFrames(g.conn, func(b []byte) {
+			b, tag := untag(b)
+			if tap, ok := g.taps.Load(tag); ok {
+				_, _ = tap.(*os.File).Write(b)
+			}
+		})
 	})
 }
 
 // setUp configures the namespace of the calling thread as a guest's init would.
 func (g *guest) setUp(spec Guest) error {
+	if err := linkUp("lo"); err != nil {
+		return err
+	}
+	for _, i := range spec.Interfaces {
+		if err := g.setUpInterface(i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// makeTap makes a device whose frames have a tag on the wire; the kernel that runs this test may know no VLAN.
+func (g *guest) makeTap(name string, tag int) error {
 	fd, err := unix.Open(tunDevice, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return err
 	}
-	req, err := unix.NewIfreq("eth0")
+	req, err := unix.NewIfreq(name)
 	if err != nil {
 		return err
 	}
 	req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
-		return fmt.Errorf("make eth0: %w", err)
+		return fmt.Errorf("make %s: %w", name, err)
 	}
-	g.tap = os.NewFile(uintptr(fd), "eth0")
-	if err := linkUp("lo"); err != nil {
+	t := os.NewFile(uintptr(fd), name)
+	g.taps.Store(tag, t)
+	if g.plugged {
+		g.pumps.Go(func() { g.fromTap(tag, t) })
+	}
+	return nil
+}
+
+// setUpInterface sets one up, as the guest's init does.
+func (g *guest) setUpInterface(i Interface) error {
+	name := fmt.Sprintf("eth%d", i.Tag)
+	if err := g.makeTap(name, i.Tag); err != nil {
 		return err
 	}
-	l, err := netlink.LinkByName("eth0")
+	l, err := netlink.LinkByName(name)
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(netlink.LinkSetHardwareAddr(l, spec.MAC), netlink.LinkSetMTU(l, spec.MTU)); err != nil {
-		return fmt.Errorf("configure eth0: %w", err)
+	if err := errors.Join(netlink.LinkSetHardwareAddr(l, i.MAC), netlink.LinkSetMTU(l, i.MTU)); err != nil {
+		return fmt.Errorf("configure %s: %w", name, err)
 	}
-	for _, a := range spec.Addresses {
-		if err := addAddress("eth0", a.String()); err != nil {
+	for _, a := range i.Addresses {
+		if err := addAddress(name, a.String()); err != nil {
 			return err
 		}
 	}
-	if err := linkUp("eth0"); err != nil {
+	if err := linkUp(name); err != nil {
 		return err
 	}
-	for _, gw := range spec.Gateways {
+	for _, gw := range i.Gateways {
 		if err := netlink.RouteAdd(&netlink.Route{Gw: gw.AsSlice(), LinkIndex: l.Attrs().Index}); err != nil {
 			return fmt.Errorf("add route by %s: %w", gw, err)
 		}
@@ -257,17 +290,15 @@ func (g *guest) setUp(spec Guest) error {
 	return nil
 }
 
-func (g *guest) fromTap() {
-	buf := make([]byte, frameHeader+maxFrame)
+func (g *guest) fromTap(tag int, tap *os.File) {
+	l := newLink(g.conn, make([]byte, 6), make([]byte, 6), maxFrame, tag)
+	buf := make([]byte, maxFrame)
 	for {
-		n, err := g.tap.Read(buf[frameHeader:])
+		n, err := tap.Read(buf)
 		if err != nil {
 			return
 		}
-		binary.BigEndian.PutUint32(buf, uint32(n))
-		if _, err := g.conn.Write(buf[:frameHeader+n]); err != nil {
-			return
-		}
+		l.writeFrame(buf[:n])
 	}
 }
 

@@ -37,14 +37,19 @@ func (n *netstack) handleARP(eth header.Ethernet, packet []byte) {
 	if target != n.plan.gateway4 && target != n.plan.host4 {
 		return
 	}
+	n.link.replyARP(h, n.link.mac)
+}
+
+// replyARP tells whoever asks which Ethernet address is the one of the address asked for.
+func (l *link) replyARP(h header.ARP, mac [6]byte) {
 	reply := header.ARP(make([]byte, header.ARPSize))
 	reply.SetIPv4OverEthernet()
 	reply.SetOp(header.ARPReply)
-	copy(reply.HardwareAddressSender(), n.link.mac[:])
+	copy(reply.HardwareAddressSender(), mac[:])
 	copy(reply.ProtocolAddressSender(), h.ProtocolAddressTarget())
 	copy(reply.HardwareAddressTarget(), h.HardwareAddressSender())
 	copy(reply.ProtocolAddressTarget(), h.ProtocolAddressSender())
-	n.link.writePacket(macBits(eth[6:]), header.ARPProtocolNumber, reply)
+	l.writePacket(macBits(h.HardwareAddressSender()), header.ARPProtocolNumber, reply)
 }
 
 func isSolicit(b []byte) bool {
@@ -61,19 +66,24 @@ func (n *netstack) handleSolicit(eth header.Ethernet, ip header.IPv6, b []byte) 
 	if asker == n.plan.guest6 {
 		n.link.guest.Store(macBits(eth[6:]))
 	}
+	n.link.writeICMP6(macBits(eth[6:]), target, asker, header.NDPHopLimit, advert(target, n.link.mac, true))
+}
+
+// advert is the answer to a solicitation: which Ethernet address is the one of target.
+func advert(target netip.Addr, mac [6]byte, router bool) []byte {
 	const option = 8 // target link-layer address: type, length in units of 8, address
 	body := make([]byte, header.ICMPv6NeighborAdvertMinimumSize+option)
 	icmp := header.ICMPv6(body)
 	icmp.SetType(header.ICMPv6NeighborAdvert)
 	advert := header.NDPNeighborAdvert(icmp.MessageBody())
-	advert.SetRouterFlag(true)
+	advert.SetRouterFlag(router)
 	advert.SetSolicitedFlag(true)
 	advert.SetOverrideFlag(true)
 	advert.SetTargetAddress(tcpipAddress(target))
 	opt := body[header.ICMPv6NeighborAdvertMinimumSize:]
 	opt[0], opt[1] = 2, 1 // RFC 4861, section 4.6.1
-	copy(opt[2:], n.link.mac[:])
-	n.writeICMP6(macBits(eth[6:]), target, asker, header.NDPHopLimit, body)
+	copy(opt[2:], mac[:])
+	return body
 }
 
 // sendICMP4 sends an ICMP message; its checksum is set here.
@@ -94,10 +104,10 @@ func (n *netstack) sendICMP4(from, to netip.Addr, body []byte) {
 
 // sendICMP6 sends an ICMPv6 message; its checksum is set here.
 func (n *netstack) sendICMP6(from, to netip.Addr, body []byte) {
-	n.writeICMP6(n.link.guest.Load(), from, to, hopLimit, body)
+	n.link.writeICMP6(n.link.guest.Load(), from, to, hopLimit, body)
 }
 
-func (n *netstack) writeICMP6(mac uint64, from, to netip.Addr, hops uint8, body []byte) {
+func (l *link) writeICMP6(mac uint64, from, to netip.Addr, hops uint8, body []byte) {
 	icmp := header.ICMPv6(body)
 	icmp.SetChecksum(0)
 	icmp.SetChecksum(header.ICMPv6Checksum(header.ICMPv6ChecksumParams{
@@ -109,7 +119,7 @@ func (n *netstack) writeICMP6(mac uint64, from, to netip.Addr, hops uint8, body 
 		SrcAddr: tcpipAddress(from), DstAddr: tcpipAddress(to),
 	})
 	copy(packet[header.IPv6MinimumSize:], body)
-	n.link.writePacket(mac, header.IPv6ProtocolNumber, packet)
+	l.writePacket(mac, header.IPv6ProtocolNumber, packet)
 }
 
 // sendUnreachable tells the guest why its packet went nowhere. It quotes as much of the packet as a kernel looks at to

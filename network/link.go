@@ -2,8 +2,6 @@ package network
 
 import (
 	"encoding/binary"
-	"errors"
-	"fmt"
 	"io"
 	"net"
 	"sync"
@@ -12,6 +10,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
+
+	"github.com/kcradle/kcradle/network/lan"
 )
 
 // QEMU's stream netdev writes each Ethernet frame behind its length, four bytes, big endian.
@@ -21,50 +21,11 @@ const (
 	// sides no longer agree on where frames begin.
 	maxFrame = 4096 + 65536
 
-	readBuffer = 2 * maxFrame
 	maxPending = 256 << 10 // bytes that wait for the socket before writers wait too
 )
 
-var errFrame = errors.New("frame longer than QEMU sends")
-
-// readFrames calls deliver with each frame of r until r ends; the frame is only valid during the call. A stream that
-// ends between frames ends with nil.
-func readFrames(r io.Reader, deliver func([]byte)) error {
-	buf := make([]byte, readBuffer)
-	var start, end int
-	for {
-		n, err := r.Read(buf[end:])
-		end += n
-		for end-start >= frameHeader {
-			size := binary.BigEndian.Uint32(buf[start:])
-			if size > maxFrame {
-				return fmt.Errorf("read frame of %d bytes: %w", size, errFrame)
-			}
-			next := start + frameHeader + int(size)
-			if next > end {
-				break
-			}
-			deliver(buf[start+frameHeader : next])
-			start = next
-		}
-		switch {
-		case start == end:
-			start, end = 0, 0
-		case start > 0 && len(buf)-end < maxFrame+frameHeader:
-			end = copy(buf, buf[start:end])
-			start = 0
-		}
-		if err != nil {
-			if err == io.EOF && end > start {
-				return io.ErrUnexpectedEOF
-			}
-			if err == io.EOF {
-				return nil
-			}
-			return err
-		}
-	}
-}
+// readFrames calls deliver with each frame of r until r ends; the frame is only valid during the call.
+func readFrames(r io.Reader, deliver func([]byte)) error { return lan.ReadFrames(r, maxFrame, deliver) }
 
 // link is the stack's end of the stream to QEMU. There is one machine on it, so every frame goes to that machine and no
 // address resolution is needed.
@@ -73,6 +34,7 @@ type link struct {
 	mac   [6]byte       // of the gateway
 	guest atomic.Uint64 // MAC of the guest in the low 48 bits
 	mtu   uint32
+	tag   uint16 // of IEEE 802.1Q; 0: frames have none
 
 	dispatcher stack.NetworkDispatcher // set once, before the first frame is delivered
 
@@ -89,8 +51,8 @@ var (
 	_ stack.GSOEndpoint  = (*link)(nil)
 )
 
-func newLink(conn io.Writer, gateway, guest net.HardwareAddr, mtu int) *link {
-	l := &link{conn: conn, mac: [6]byte(gateway), mtu: uint32(mtu)}
+func newLink(conn io.Writer, gateway, guest net.HardwareAddr, mtu, tag int) *link {
+	l := &link{conn: conn, mac: [6]byte(gateway), mtu: uint32(mtu), tag: uint16(tag)}
 	l.cond = sync.NewCond(&l.mu)
 	l.guest.Store(macBits(guest))
 	return l
@@ -102,11 +64,26 @@ func macBits(b []byte) uint64 {
 
 // appendHeader appends the length and the Ethernet header of a frame to that address.
 func (l *link) appendHeader(b []byte, mac uint64, proto tcpip.NetworkProtocolNumber, payload int) []byte {
-	b = binary.BigEndian.AppendUint32(b, uint32(header.EthernetMinimumSize+payload))
+	b = l.appendLength(b, header.EthernetMinimumSize+payload)
 	b = binary.BigEndian.AppendUint16(b, uint16(mac>>32))
 	b = binary.BigEndian.AppendUint32(b, uint32(mac))
-	b = append(b, l.mac[:]...)
+	b = l.appendTag(append(b, l.mac[:]...))
 	return binary.BigEndian.AppendUint16(b, uint16(proto))
+}
+
+// appendLength appends the length of a frame that has so many bytes without its tag.
+func (l *link) appendLength(b []byte, size int) []byte {
+	if l.tag != 0 {
+		size += vlanHeader
+	}
+	return binary.BigEndian.AppendUint32(b, uint32(size))
+}
+
+func (l *link) appendTag(b []byte) []byte {
+	if l.tag == 0 {
+		return b
+	}
+	return binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(b, etherVLAN), l.tag)
 }
 
 // WritePackets implements stack.LinkWriter. It blocks while the machine does not take what is already there: the link
@@ -139,6 +116,28 @@ func (l *link) writePacket(mac uint64, proto tcpip.NetworkProtocolNumber, packet
 	l.pending = l.appendHeader(l.pending, mac, proto, len(packet))
 	l.pending = append(l.pending, packet...)
 	l.flushLocked()
+}
+
+// writeFrame sends a frame of another machine, which has no tag.
+func (l *link) writeFrame(frame []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.roomLocked() {
+		return
+	}
+	l.pending = l.appendTag(append(l.appendLength(l.pending, len(frame)), frame[:12]...))
+	l.pending = append(l.pending, frame[12:]...)
+	l.flushLocked()
+}
+
+// close ends the link: whoever waits for it goes on.
+func (l *link) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err == nil {
+		l.err = net.ErrClosed
+	}
+	l.cond.Broadcast()
 }
 
 // roomLocked waits until there is room, and says whether the link still lives.

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"github.com/kcradle/kcradle/network/lan"
 )
 
 func framed(frames ...[]byte) []byte {
@@ -50,7 +52,7 @@ func TestReadFrames(t *testing.T) {
 	if err := readFrames(bytes.NewReader(whole[:len(whole)-1]), func([]byte) {}); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("an end within a frame: got %v", err)
 	}
-	if err := readFrames(bytes.NewReader([]byte{0, 2, 0, 0}), func([]byte) {}); !errors.Is(err, errFrame) {
+	if err := readFrames(bytes.NewReader([]byte{0, 2, 0, 0}), func([]byte) {}); !errors.Is(err, lan.ErrFrame) {
 		t.Errorf("a frame too long: got %v", err)
 	}
 }
@@ -134,9 +136,10 @@ func offline(t testing.TB, p plan) *netstack {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	var g gate
-	c := Config{MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, MTU: DefaultMTU, NoHost: true}
-	n := newNetstack(ctx, ctx, c, p, io.Discard, &g, discard())
-	n.dns.fixed = nil
+	mac := net.HardwareAddr{2, 0, 0, 0, 0, 1}
+	n := newNetstack(ctx, ctx, stackConfig{
+		plan: p, noHost: true, link: newLink(io.Discard, gatewayMAC(mac), mac, DefaultMTU, 0), dns: newResolver(Config{NoHost: true}), gate: &g, log: discard(),
+	})
 	n.dns.path = "/nonexistent"
 	n.dial = func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("offline") }
 	n.echo.max, n.echo.closed = 0, true

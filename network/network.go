@@ -54,6 +54,9 @@ type Config struct {
 	End *os.File
 	// NoHost keeps the guest from the host's loopback: HostIP is not answered. Only with User.
 	NoHost bool
+	// Shared puts the machine on Segments, of which there may be none, instead of a wire of its own. Only with User.
+	Shared   bool
+	Segments []Segment
 
 	DNS    []netip.Addr // upstream servers (User) or the guest's servers (Tap); empty: the host's resolvers
 	Search []string     // search domains; nil: the host's
@@ -68,13 +71,23 @@ type Config struct {
 
 // Guest is what the guest must be told of its wire, as plain values. The zero value is a guest with loopback only.
 type Guest struct {
-	MAC       net.HardwareAddr // finds the interface
+	MAC        net.HardwareAddr // of the machine's device; nil: there is none
+	MTU        int              // of that device
+	Interfaces []Interface
+	DNS        []netip.Addr // nameservers
+	Search     []string     // search domains
+	HostIP     netip.Addr   // what host.docker.internal and host-gateway stand for; invalid: nothing
+	// Resolver says that the guest is to answer DNS at an address of its own, by asking the first of DNS: networks come and go.
+	Resolver bool
+}
+
+// Interface is one of the guest's.
+type Interface struct {
+	Tag       int // of IEEE 802.1Q, on the machine's device; 0: the device itself
+	MAC       net.HardwareAddr
 	MTU       int
 	Addresses []netip.Prefix
 	Gateways  []netip.Addr // default routes, at most one per family
-	DNS       []netip.Addr // nameservers
-	Search    []string     // search domains
-	HostIP    netip.Addr   // what host.docker.internal and host-gateway stand for; invalid: nothing
 }
 
 // Wire is a machine's connection to the world, open from before the machine starts until after it has ended.
@@ -90,15 +103,20 @@ type Wire interface {
 	Guest() Guest
 	// Ports are the published ports as they are really bound: every address and port named, ranges and zeros resolved.
 	Ports() []Port
+	// SetSegments puts the machine on other networks. What a network that stays carries goes on. Only with Config.Shared.
+	SetSegments([]Segment) error
 	// Close ends every connection and waits for everything that the wire started. It may be called twice.
 	Close() error
 }
 
+// Shared is the word for the networks of a bundle's SegmentsFile.
+const Shared = "shared"
+
 // ParseMode reads the value of a --network flag: "none", "user" (also "", "default" and "bridge", docker's words for
-// the network one gets without asking) or "tap:NAME".
+// the network one gets without asking, and Shared) or "tap:NAME".
 func ParseMode(s string) (mode Mode, device string, err error) {
 	switch {
-	case s == "" || s == "default" || s == "bridge" || s == string(User):
+	case s == "" || s == "default" || s == "bridge" || s == Shared || s == string(User):
 		return User, "", nil
 	case s == string(None):
 		return None, "", nil
@@ -157,6 +175,12 @@ func (c *Config) Validate() error {
 	if c.Mode != User && c.End != nil {
 		return errors.New("end: only the user network goes on with a wire that is there")
 	}
+	if c.Shared && c.Mode != User || !c.Shared && len(c.Segments) > 0 {
+		return errors.New("segments: only the user network can be on shared ones")
+	}
+	if err := checkSegments(c.Segments); err != nil {
+		return err
+	}
 	if c.Mode != Tap && c.Device != "" {
 		return fmt.Errorf("device: %q is only for a tap", c.Device)
 	}
@@ -212,9 +236,12 @@ type none struct{}
 
 var _ Wire = none{}
 
-func (none) File() *os.File            { return nil }
-func (none) CloseFile() error          { return nil }
-func (none) Netdev(string, int) string { return "" }
-func (none) Guest() Guest              { return Guest{} }
-func (none) Ports() []Port             { return nil }
-func (none) Close() error              { return nil }
+func (none) File() *os.File              { return nil }
+func (none) CloseFile() error            { return nil }
+func (none) Netdev(string, int) string   { return "" }
+func (none) Guest() Guest                { return Guest{} }
+func (none) Ports() []Port               { return nil }
+func (none) SetSegments([]Segment) error { return errNotShared }
+func (none) Close() error                { return nil }
+
+var errNotShared = errors.New("this machine's wire is its own: it was not started on shared networks")

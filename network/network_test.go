@@ -138,7 +138,7 @@ func TestNone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if w.File() != nil || w.Netdev("net0", 3) != "" || w.Guest().Addresses != nil || w.Close() != nil {
+	if w.File() != nil || w.Netdev("net0", 3) != "" || w.Guest().Interfaces != nil || w.Close() != nil {
 		t.Errorf("a machine without network has one: %v", w)
 	}
 }
@@ -167,7 +167,7 @@ func TestPlan(t *testing.T) {
 
 // What the guest may reach: everything but the host's loopback, whatever it is called.
 func TestTarget(t *testing.T) {
-	n := &netstack{plan: newPlan(nil)}
+	n := &netstack{stackConfig: stackConfig{plan: newPlan(nil)}}
 	tests := []struct{ dst, want string }{
 		{"10.0.2.2", "127.0.0.1"},
 		{"fd6b:6372:6164::2", "::1"},
@@ -404,8 +404,9 @@ func TestTap(t *testing.T) {
 	}
 	g := w.Guest()
 	want := Guest{
-		MAC: g.MAC, MTU: 9000, Addresses: c.Addresses, Gateways: c.Gateways, DNS: c.DNS, Search: c.Search,
-		HostIP: netip.MustParseAddr("10.1.2.1"),
+		MAC: g.MAC, MTU: 9000, DNS: c.DNS, Search: c.Search,
+		Interfaces: []Interface{{MAC: g.MAC, MTU: 9000, Addresses: c.Addresses, Gateways: c.Gateways}},
+		HostIP:     netip.MustParseAddr("10.1.2.1"),
 	}
 	if d := cmp.Diff(want, g, addrCmp, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); d != "" {
 		t.Errorf("(-want +got)\n%s", d)

@@ -195,7 +195,7 @@ func TestMachine(t *testing.T) {
 			l := listenHost(t, "tcp", "127.0.0.1:0")
 			u := w.(*user)
 			words := fmt.Sprintf("%s TEST_MTU=%d TEST_BYTES=%d TEST_ADDR4=%s TEST_ADDR6=%s TEST_HOST4=%s TEST_HOST6=%s", words, mtu, size,
-				u.guest.Addresses[0], u.guest.Addresses[1], join(u.plan.host4, port(l.Addr())), join(u.plan.host6, port(l.Addr())))
+				u.guest.Interfaces[0].Addresses[0], u.guest.Interfaces[0].Addresses[1], join(u.plan.host4, port(l.Addr())), join(u.plan.host6, port(l.Addr())))
 			var out strings.Builder
 			cmd := exec.Command(qemu,
 				"-M", "microvm,acpi=off,x-option-roms=off,isa-serial=off", "-accel", "tcg", "-cpu", "max", "-m", "128",

@@ -2,7 +2,6 @@ package network
 
 import (
 	"context"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -34,13 +33,9 @@ const (
 // stack (reassembly, fragmentation, all of TCP) to the handlers of tcp.go and udp.go. The stack has no address of its
 // own: it takes packets to any address and answers from any.
 type netstack struct {
-	plan   plan
-	noHost bool
+	stackConfig
 	limits limits
-	log    *slog.Logger
-	link   *link
 	stack  *stack.Stack
-	gate   *gate
 
 	machine context.Context // done when the machine is gone; a signal to many, not the context of a call
 
@@ -51,22 +46,30 @@ type netstack struct {
 	syns    synTable
 	udp     udpTable
 	echo    echoTable
-	dns     *resolver
 	queries slots
 	full    seldom
 }
 
+// stackConfig is what a stack is made from.
+type stackConfig struct {
+	plan     plan
+	noHost   bool
+	internal bool // nothing beyond the network is reached
+	link     *link
+	dns      *resolver
+	gate     *gate
+	log      *slog.Logger
+}
+
 // newNetstack makes a stack. Flows are aborted when ctx is done; when machine is, which is before that, they bring to
 // its end what the guest had sent.
-func newNetstack(ctx, machine context.Context, c Config, p plan, conn io.Writer, g *gate, log *slog.Logger) *netstack {
+func newNetstack(ctx, machine context.Context, c stackConfig) *netstack {
 	var d net.Dialer
-	n := &netstack{plan: p, noHost: c.NoHost, limits: newLimits(), log: log, gate: g, machine: machine, dial: d.DialContext}
-	n.link = newLink(conn, gatewayMAC(c.MAC), c.MAC, c.MTU)
+	n := &netstack{stackConfig: c, limits: newLimits(), machine: machine, dial: d.DialContext}
 	n.flows = make(slots, n.limits.tcp)
 	n.queries = make(slots, n.limits.queries)
 	n.udp.max = n.limits.udp
 	n.echo.max = n.limits.echo
-	n.dns = newResolver(c, p)
 
 	n.stack = stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
@@ -192,6 +195,8 @@ func (n *netstack) inject(proto tcpip.NetworkProtocolNumber, packet []byte) {
 // target is where traffic to dst really goes. The error is what a socket would say of such a destination.
 func (n *netstack) target(dst netip.Addr) (netip.Addr, error) {
 	switch {
+	case n.internal:
+		return netip.Addr{}, syscall.ENETUNREACH
 	case dst == n.plan.host4 && !n.noHost:
 		return netip.AddrFrom4([4]byte{127, 0, 0, 1}), nil
 	case dst == n.plan.host6 && !n.noHost:

@@ -50,11 +50,12 @@ func openTap(c Config, log *slog.Logger) (Wire, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := Guest{
-		MAC: c.MAC, MTU: c.MTU, Addresses: c.Addresses, Gateways: c.Gateways, DNS: c.DNS, Search: c.Search,
+	if c.MTU == 0 {
+		c.MTU = min(max(iface.MTU, MinMTU), MaxMTU)
 	}
-	if g.MTU == 0 {
-		g.MTU = min(max(iface.MTU, MinMTU), MaxMTU)
+	g := Guest{
+		MAC: c.MAC, MTU: c.MTU, DNS: c.DNS, Search: c.Search,
+		Interfaces: []Interface{{MAC: c.MAC, MTU: c.MTU, Addresses: c.Addresses, Gateways: c.Gateways}},
 	}
 	for _, gw := range c.Gateways { // docker's host-gateway is IPv4 where there is one
 		if !g.HostIP.IsValid() || gw.Is4() {
@@ -140,6 +141,8 @@ func (t *tap) File() *os.File { return t.file }
 func (t *tap) Guest() Guest   { return t.guest }
 func (t *tap) Ports() []Port  { return nil }
 func (t *tap) Close() error   { return t.CloseFile() }
+
+func (t *tap) SetSegments([]Segment) error { return errNotShared }
 
 func (t *tap) CloseFile() error {
 	t.once.Do(func() { t.closeErr = t.file.Close() })

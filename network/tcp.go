@@ -211,6 +211,9 @@ func (n *netstack) publishTCP(ctx context.Context, p published, host *net.TCPCon
 	dialCtx, cancel := context.WithTimeout(n.machine, guestDialTimeout)
 	defer cancel()
 	for _, guest := range guests {
+		if !guest.IsValid() {
+			continue
+		}
 		ep, wq, err := n.dialGuest(dialCtx, client, netip.AddrPortFrom(guest, p.ContainerPort))
 		if err == nil {
 			n.splice(ctx, ep, wq, host)

@@ -357,8 +357,8 @@ func (n *netstack) publishUDP(p published, client netip.AddrPort, payload, oob [
 // newInbound begins a session for a client; nil when there can be none.
 func (n *netstack) newInbound(p published, in inKey, oob []byte) *udpSession {
 	guest := n.plan.guest4
-	if p.HostIP.Is6() {
-		guest = n.plan.guest6
+	if other := n.plan.guest6; other.IsValid() && (p.HostIP.Is6() || !guest.IsValid()) {
+		guest = other
 	}
 	source, _ := n.visibleSource(in.client.Addr(), guest)
 	s := &udpSession{in: in, both: [2]bool{false, true}, oob: oob, end: func() {}}

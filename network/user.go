@@ -8,7 +8,9 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -104,27 +106,34 @@ func newLimits() limits {
 	return l
 }
 
-// user is the wire of the in-process stack.
+// user is the wire of in-process stacks: one for each network that the machine is on.
 //
-// Open binds ports and makes a socket pair; the stack itself is built by the first frame or the first connection, so
-// that a start pays nothing for it.
+// Open binds ports and makes a socket pair; a stack is built by the first frame or the first connection, so that a start pays
+// nothing for it.
 type user struct {
-	plan  plan
-	guest Guest
-	ports []published
+	config   Config
+	log      *slog.Logger
+	plan     plan // of a wire of its own
+	ports    []published
+	resolver *resolver
 
 	file      *os.File // QEMU's end
 	fileOnce  sync.Once
 	fileErr   error
 	conn      *net.UnixConn // ours
+	run       context.Context
 	cancel    context.CancelFunc
-	reader    chan struct{} // closed when no more frames are delivered
+	machine   context.Context // done when the machine is gone
+	reader    chan struct{}   // closed when no more frames are delivered
 	gate      gate
 	closeOnce sync.Once
 
-	build sync.Once
-	net   *netstack // valid after build
-	make  func() *netstack
+	mu       sync.Mutex
+	segments atomic.Pointer[[]*segment] // replaced with the lock held
+	guest    Guest
+	left     []*segment // not among segments any more; the reader may still be in them
+	leaving  atomic.Bool
+	closed   bool
 }
 
 var _ Wire = (*user)(nil)
@@ -133,11 +142,21 @@ func openUser(ctx context.Context, c Config, log *slog.Logger) (_ *user, retErr 
 	if c.MTU == 0 {
 		c.MTU = DefaultMTU
 	}
-	u := &user{plan: newPlan(hostPrefixes())}
+	u := &user{config: c, log: log}
+	// The wire outlives the call: only Close ends it.
+	u.run, u.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	machine, gone := context.WithCancel(u.run)
+	u.machine = machine
+	u.segments.Store(&[]*segment{})
 	defer func() {
 		if retErr != nil {
+			gone()
+			u.cancel()
 			for _, p := range u.ports {
 				p.close()
+			}
+			for _, s := range *u.segments.Load() {
+				s.leave()
 			}
 		}
 	}()
@@ -157,38 +176,21 @@ func openUser(ctx context.Context, c Config, log *slog.Logger) (_ *user, retErr 
 	if err != nil {
 		return nil, err
 	}
-	search := c.Search
-	if search == nil {
-		search = readResolvConf(resolvConf).search
+	u.resolver = newResolver(c)
+	if c.Shared {
+		err = u.setSegments(c.Segments)
+	} else {
+		u.plan = newPlan(hostPrefixes())
+		err = u.setSegments([]Segment{alone(c, u.plan)})
 	}
-	u.guest = Guest{
-		MAC: c.MAC, MTU: c.MTU,
-		Addresses: []netip.Prefix{
-			netip.PrefixFrom(u.plan.guest4, u.plan.net4.Bits()),
-			netip.PrefixFrom(u.plan.guest6, u.plan.net6.Bits()),
-		},
-		Gateways: []netip.Addr{u.plan.gateway4, u.plan.gateway6},
-		DNS:      []netip.Addr{u.plan.gateway4},
-		Search:   search,
-		HostIP:   u.plan.host4,
+	if err != nil {
+		_ = u.conn.Close()
+		return nil, errors.Join(err, u.CloseFile())
 	}
-	if c.NoHost {
-		u.guest.HostIP = netip.Addr{}
-	}
-
-	// The wire outlives the call: only Close ends it.
-	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	u.cancel = cancel
-	machine, gone := context.WithCancel(run)
-	u.make = func() *netstack { return newNetstack(run, machine, c, u.plan, u.conn, &u.gate, log) }
 	u.reader = make(chan struct{})
 	u.gate.start(func() {
 		defer close(u.reader)
-		err := readFrames(u.conn, func(frame []byte) {
-			if n := u.stack(); n != nil {
-				n.deliver(frame)
-			}
-		})
+		err := readFrames(u.conn, u.fromGuest)
 		if err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, unix.ECONNRESET) {
 			log.Error("the wire to the machine broke", "error", err)
 		}
@@ -198,13 +200,116 @@ func openUser(ctx context.Context, c Config, log *slog.Logger) (_ *user, retErr 
 	for _, p := range u.ports {
 		u.gate.start(func() {
 			if p.tcp != nil {
-				acceptTCP(run, p, u.stack, log)
+				acceptTCP(u.run, p, u.stack, log)
 			} else {
-				receiveUDP(run, p, u.stack, log)
+				receiveUDP(u.run, p, u.stack, log)
 			}
 		})
 	}
 	return u, nil
+}
+
+// fromGuest takes a frame of the machine. It is called by one goroutine.
+func (u *user) fromGuest(frame []byte) {
+	if u.leaving.Load() {
+		u.mu.Lock()
+		left := u.left
+		u.left = nil
+		u.leaving.Store(false)
+		u.mu.Unlock()
+		for _, s := range left { // this goroutine is in none of them
+			u.gate.start(s.close)
+		}
+	}
+	tag := 0
+	if frame, tag = untag(frame); frame == nil {
+		return
+	}
+	for _, s := range *u.segments.Load() {
+		if s.Tag == tag {
+			s.fromGuest(frame)
+			return
+		}
+	}
+}
+
+// SetSegments implements Wire.
+func (u *user) SetSegments(want []Segment) error {
+	if !u.config.Shared {
+		return errNotShared
+	}
+	if err := checkSegments(want); err != nil {
+		return err
+	}
+	return u.setSegments(want)
+}
+
+func (u *user) setSegments(want []Segment) error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.closed {
+		return net.ErrClosed
+	}
+	old := *u.segments.Load()
+	var next []*segment
+	var missing []Segment
+	for _, w := range want {
+		if i := slices.IndexFunc(old, func(s *segment) bool { return s.same(w) }); i >= 0 {
+			if err := old[i].rename(w); err != nil {
+				return err
+			}
+			next = append(next, old[i])
+		} else {
+			missing = append(missing, w)
+		}
+	}
+	for _, s := range old { // before others join, who may be the same under another name
+		if !slices.Contains(next, s) {
+			s.leave()
+			s.cancel()
+			u.left = append(u.left, s)
+			u.leaving.Store(true)
+		}
+	}
+	var errs []error
+	for _, w := range missing {
+		s, err := u.join(w)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		next = append(next, s)
+	}
+	slices.SortFunc(next, func(a, b *segment) int { return a.Tag - b.Tag })
+	u.guest = guestOf(u.config, next)
+	u.segments.Store(&next)
+	u.resolver.serve(next)
+	return errors.Join(errs...)
+}
+
+// guestOf is what the guest is told of its networks.
+func guestOf(c Config, segments []*segment) Guest {
+	g := Guest{MAC: c.MAC, MTU: c.MTU, Search: c.Search, Resolver: c.Shared}
+	if g.Search == nil {
+		g.Search = readResolvConf(resolvConf).search
+	}
+	for _, s := range segments {
+		i := Interface{Tag: s.Tag, MAC: s.MAC[:], MTU: s.MTU, Addresses: s.Addresses}
+		if s.Default {
+			i.Gateways = s.Gateways
+		}
+		if s.Tag == 0 {
+			g.MAC = i.MAC
+		}
+		if !g.HostIP.IsValid() && !c.NoHost && !s.Internal {
+			g.HostIP = s.plan.host4
+		}
+		if len(g.DNS) == 0 && len(s.Gateways) > 0 {
+			g.DNS = s.Gateways[:1]
+		}
+		g.Interfaces = append(g.Interfaces, i)
+	}
+	return g
 }
 
 // socketPair is a connected pair: our end, and QEMU's.
@@ -242,14 +347,23 @@ func adopt(end *os.File) (*net.UnixConn, error) {
 	return c, end.Close()
 }
 
-// stack builds the stack when it is first needed. It is nil when the wire was closed before that.
+// stack is the one that published ports lead into, nil when there is none.
 func (u *user) stack() *netstack {
-	u.build.Do(func() { u.net = u.make() })
-	return u.net
+	for _, s := range *u.segments.Load() {
+		if !s.Internal {
+			return s.stack()
+		}
+	}
+	return nil
 }
 
 func (u *user) File() *os.File { return u.file }
-func (u *user) Guest() Guest   { return u.guest }
+
+func (u *user) Guest() Guest {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.guest
+}
 
 func (u *user) CloseFile() error {
 	u.fileOnce.Do(func() {
@@ -280,10 +394,19 @@ func (u *user) Close() error {
 		_ = u.conn.Close()
 		<-u.reader // a fragment delivered to a closed stack would hang for ever
 		u.gate.shut()
-		u.drain()
+		u.mu.Lock()
+		u.closed = true
+		segments := slices.Concat(*u.segments.Load(), u.left)
+		u.mu.Unlock()
+		late := time.NewTimer(drainOnClose)
+		defer late.Stop()
+		for _, s := range segments {
+			s.leave()
+			s.drain(late.C)
+		}
 		u.cancel()
-		if u.net != nil {
-			u.net.close()
+		for _, s := range segments {
+			s.close()
 		}
 		u.gate.wait()
 	})
@@ -292,20 +415,6 @@ func (u *user) Close() error {
 
 // drainOnClose is how long Close waits for peers that take the last bytes of a machine that is gone.
 const drainOnClose = 2 * time.Second
-
-// drain waits a while for the flows that still carry what the guest has sent.
-func (u *user) drain() {
-	u.build.Do(func() {}) // nothing builds the stack from here on
-	if u.net == nil {
-		return
-	}
-	late := time.NewTimer(drainOnClose)
-	defer late.Stop()
-	select {
-	case <-u.net.carried.none():
-	case <-late.C:
-	}
-}
 
 // tally counts what goes on.
 type tally struct {

@@ -11,7 +11,7 @@ import (
 // (big endian), the payload. The host opens one stream per machine and speaks first.
 //
 //	host  → guest   FramePod (exact bytes of pod.json), FramePlacement (JSON), then FrameSignal, FrameStop
-//	both            FrameClock
+//	both            FrameClock, FrameNetwork
 //	guest → host    FrameOutput and FrameState as things happen, at most one FrameError, FrameDone as the last
 const (
 	FramePod       byte = 'P' // bytes of pod.json
@@ -21,12 +21,16 @@ const (
 
 	FrameClock byte = 'C' // see Clock; in both directions
 
+	// FrameNetwork has a JSON Network: the pod's wire from now on. The guest answers with a JSON Done.
+	FrameNetwork byte = 'N'
+
 	FrameOutput byte = 'O' // see Output
 	FrameState  byte = 'S' // JSON State
 	FrameError  byte = 'E' // JSON Failure: the launch failed; the machine ends
 	FrameDone   byte = 'D' // JSON Done: file systems are synced and unmounted; the machine may be switched off
 
-	// Between a supervisor and other programs of its host alone, on the socket that also takes FrameSignal and FrameStop:
+	// Between a supervisor and other programs of its host alone, on the socket that also takes FrameSignal and FrameStop. There,
+	// FrameNetwork is empty and says that the bundle's SegmentsFile has changed; the answer is a FrameDone.
 	FrameWatch  byte = 'W' // from now on, tell the pod's state as it changes
 	FrameReport byte = 'R' // JSON of the bundle's State
 )

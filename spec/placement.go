@@ -37,6 +37,15 @@ func ParsePlacement(b []byte) (*Placement, error) {
 	return &p, nil
 }
 
+// ParseNetwork reads a network as strictly.
+func ParseNetwork(b []byte) (*Network, error) {
+	var n Network
+	if err := strict(b, &n); err != nil {
+		return nil, fmt.Errorf("parse network: %w (is the machine package of another version than kcradle?)", err)
+	}
+	return &n, nil
+}
+
 // Extent is a run of bytes on the drive SerialLayers, both numbers multiples of 4096.
 type Extent struct {
 	DiffID string `json:"diff_id"`
@@ -65,11 +74,18 @@ type Network struct {
 	DNSSearch  []string    `json:"dns_search,omitempty"`
 	HostIP     string      `json:"host_ip,omitempty"`   // what host-gateway and host.docker.internal resolve to
 	Published  []Port      `json:"published,omitempty"` // the ports as really bound
+	// Resolver says that the pod's resolver is an address of its own, ResolverAddress, behind which the guest asks the first
+	// of DNS: networks come and go while the pod runs.
+	Resolver bool `json:"resolver,omitempty"`
 }
 
-// Interface is one network device, found by its MAC address.
+// ResolverAddress answers DNS in a pod on shared networks; it is docker's.
+const ResolverAddress = "127.0.0.11"
+
+// Interface is one network device, found by its MAC address, or with a tag made on top of the machine's.
 type Interface struct {
-	Name      string   `json:"name"`      // inside the pod, "eth0"
+	Name      string   `json:"name"`          // inside the pod, "eth0"
+	Tag       int      `json:"tag,omitempty"` // of IEEE 802.1Q
 	MAC       string   `json:"mac"`       //
 	MTU       int      `json:"mtu"`       //
 	Addresses []string `json:"addresses"` // prefixes, IPv4 and IPv6: "10.0.2.15/24"

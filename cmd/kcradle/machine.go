@@ -159,24 +159,23 @@ func aligned(size int64) int64 {
 
 // guestNetwork is what the guest is told of its wire.
 func guestNetwork(mode network.Mode, g network.Guest, ports []network.Port) spec.Network {
-	n := spec.Network{Mode: string(mode), DNSSearch: g.Search, Published: specPorts(ports)}
+	n := spec.Network{Mode: string(mode), DNSSearch: g.Search, Published: specPorts(ports), Resolver: g.Resolver}
 	if g.HostIP.IsValid() {
 		n.HostIP = g.HostIP.String()
 	}
 	for _, a := range g.DNS {
 		n.DNS = append(n.DNS, a.String())
 	}
-	if len(g.Addresses) == 0 {
-		return n
+	for _, i := range g.Interfaces {
+		out := spec.Interface{Name: fmt.Sprintf("eth%d", i.Tag), Tag: i.Tag, MAC: i.MAC.String(), MTU: i.MTU}
+		for _, a := range i.Addresses {
+			out.Addresses = append(out.Addresses, a.String())
+		}
+		for _, a := range i.Gateways {
+			out.Gateways = append(out.Gateways, a.String())
+		}
+		n.Interfaces = append(n.Interfaces, out)
 	}
-	i := spec.Interface{Name: "eth0", MAC: g.MAC.String(), MTU: g.MTU}
-	for _, a := range g.Addresses {
-		i.Addresses = append(i.Addresses, a.String())
-	}
-	for _, a := range g.Gateways {
-		i.Gateways = append(i.Gateways, a.String())
-	}
-	n.Interfaces = append(n.Interfaces, i)
 	return n
 }
 

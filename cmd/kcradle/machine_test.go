@@ -117,14 +117,23 @@ func TestPodMemory(t *testing.T) {
 
 func TestGuestNetwork(t *testing.T) {
 	got := guestNetwork(network.User, network.Guest{
-		MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, MTU: 1500, Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.2.15/24")},
-		Gateways: []netip.Addr{netip.MustParseAddr("10.0.2.2")}, DNS: []netip.Addr{netip.MustParseAddr("10.0.2.3")},
+		Interfaces: []network.Interface{
+			{
+				MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, MTU: 1500, Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.2.15/24")},
+				Gateways: []netip.Addr{netip.MustParseAddr("10.0.2.2")},
+			},
+			{Tag: 3, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 2}, MTU: 1400, Addresses: []netip.Prefix{netip.MustParsePrefix("172.18.0.2/16")}},
+		},
+		DNS: []netip.Addr{netip.MustParseAddr("10.0.2.3")}, Resolver: true,
 		Search: []string{"example.org"}, HostIP: netip.MustParseAddr("10.0.2.2"),
 	}, []network.Port{{Proto: "tcp", HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 8080, ContainerPort: 80}})
 	want := spec.Network{
-		Mode: "user", DNS: []string{"10.0.2.3"}, DNSSearch: []string{"example.org"}, HostIP: "10.0.2.2",
-		Interfaces: []spec.Interface{{Name: "eth0", MAC: "02:00:00:00:00:01", MTU: 1500, Addresses: []string{"10.0.2.15/24"}, Gateways: []string{"10.0.2.2"}}},
-		Published:  []spec.Port{{Proto: "tcp", HostIP: "127.0.0.1", HostPort: 8080, ContainerPort: 80}},
+		Mode: "user", DNS: []string{"10.0.2.3"}, DNSSearch: []string{"example.org"}, HostIP: "10.0.2.2", Resolver: true,
+		Interfaces: []spec.Interface{
+			{Name: "eth0", MAC: "02:00:00:00:00:01", MTU: 1500, Addresses: []string{"10.0.2.15/24"}, Gateways: []string{"10.0.2.2"}},
+			{Name: "eth3", Tag: 3, MAC: "02:00:00:00:00:02", MTU: 1400, Addresses: []string{"172.18.0.2/16"}},
+		},
+		Published: []spec.Port{{Proto: "tcp", HostIP: "127.0.0.1", HostPort: 8080, ContainerPort: 80}},
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("network (-want +got):\n%s", d)

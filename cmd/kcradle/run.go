@@ -8,6 +8,7 @@ import (
 	"math"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -197,7 +198,12 @@ func networkConfig(p *spec.Pod, o runOptions) (network.Config, error) {
 	if err != nil {
 		return network.Config{}, err
 	}
-	c := network.Config{Mode: mode, Device: device}
+	c := network.Config{Mode: mode, Device: device, Shared: o.Network == network.Shared}
+	if c.Shared {
+		if c.Segments, err = segments(o.Dir); err != nil {
+			return c, err
+		}
+	}
 	if c.Ports, err = networkPorts(p.Ports); err != nil {
 		return c, err
 	}
@@ -227,6 +233,18 @@ func networkConfig(p *spec.Pod, o runOptions) (network.Config, error) {
 	}
 	c.Search = p.DNSSearch
 	return c, nil
+}
+
+// segments reads which shared networks a bundle is on.
+func segments(dir string) ([]network.Segment, error) {
+	b, err := os.ReadFile(filepath.Join(dir, network.SegmentsFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%s is on no shared networks: only containers of kcradle daemon are", dir)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return network.ParseSegments(b)
 }
 
 // probe finds the engine. A cache that cannot be written is no reason not to start.

@@ -49,6 +49,7 @@ type supervisor struct {
 	gone   chan struct{} // closed when loop has ended: events are not read any more
 
 	machine *vmm.Machine
+	plan    *plan
 	mode    network.Mode
 	beside  func() // what is done once the start is over; nil: nothing
 
@@ -71,6 +72,8 @@ type (
 		signal spec.Signal
 		reply  chan error // nil: nobody waits
 	}
+	rewireAsked struct{ reply chan error } // with room for the answer
+	rewireDone  struct{ done spec.Done }
 	outputEnd   struct{ err error }
 	firstOutput struct{}
 	detachAsk   struct{}
@@ -144,7 +147,7 @@ func (s *supervisor) supervise(ctx context.Context, state *bundle.State, signals
 		return end, err
 	}
 	u.Push(p.close)
-	s.mode = p.network.Mode
+	s.plan, s.mode = p, p.network.Mode
 	state.Network, state.Engine = string(s.mode), string(p.host.Engine)
 	shares, err := openShares(s.pod)
 	if err != nil {
@@ -359,6 +362,12 @@ func (s *supervisor) read(conn net.Conn) error {
 				return err
 			}
 			s.send(clockAsked{c.Echo})
+		case spec.FrameNetwork:
+			var d spec.Done
+			if err := json.Unmarshal(payload, &d); err != nil {
+				return fmt.Errorf("read the answer about the network: %w", err)
+			}
+			s.send(rewireDone{d})
 		case spec.FrameError:
 			var f spec.Failure
 			if err := json.Unmarshal(payload, &f); err != nil {
@@ -402,6 +411,7 @@ func (s *supervisor) loop(ctx context.Context, state *bundle.State) bundle.End {
 	var (
 		conn     net.Conn // to the guest
 		pending  []signalled
+		rewiring []rewireAsked // the guest is at the first
 		stopping *stopAsked
 		killed   bool
 		failure  *spec.Failure
@@ -464,6 +474,11 @@ func (s *supervisor) loop(ctx context.Context, state *bundle.State) bundle.End {
 			e.reply <- err
 		}
 	}
+	defer func() {
+		for _, e := range rewiring {
+			e.reply <- errors.New("the machine ended meanwhile")
+		}
+	}()
 	machineDone := s.machine.Done()
 	for machineDone != nil || lost == nil {
 		select {
@@ -493,6 +508,7 @@ func (s *supervisor) loop(ctx context.Context, state *bundle.State) bundle.End {
 					deliver(p)
 				}
 				pending = nil
+				rewiring = s.rewire(conn, rewiring)
 			case stateNews:
 				s.update(state, e.state)
 				set()
@@ -537,6 +553,20 @@ func (s *supervisor) loop(ctx context.Context, state *bundle.State) bundle.End {
 					continue
 				}
 				deliver(e)
+			case rewireAsked:
+				rewiring = append(rewiring, e)
+				if conn != nil && len(rewiring) == 1 {
+					rewiring = s.rewire(conn, rewiring)
+				}
+			case rewireDone:
+				if len(rewiring) > 0 {
+					var err error
+					if e.done.Message != "" {
+						err = errors.New(e.done.Message)
+					}
+					rewiring[0].reply <- err
+					rewiring = s.rewire(conn, rewiring[1:])
+				}
 			case outputEnd:
 				// Nobody reads any more. A program would end by SIGPIPE now.
 				s.log.Debug("standard output is closed", "error", e.err)
@@ -553,6 +583,24 @@ func (s *supervisor) loop(ctx context.Context, state *bundle.State) bundle.End {
 		started()
 	}
 	return s.verdict(state, s.machine.Wait(), done, failure, stopping != nil, killed, lost)
+}
+
+// rewire begins the first of what was asked for that can be begun, and returns those that are left with it.
+func (s *supervisor) rewire(conn net.Conn, asked []rewireAsked) []rewireAsked {
+	for ; len(asked) > 0; asked = asked[1:] {
+		list, err := segments(s.bundle.Dir)
+		if err == nil {
+			err = s.plan.wire.SetSegments(list)
+		}
+		if err == nil {
+			err = toGuest(conn, spec.FrameNetwork, guestNetwork(s.mode, s.plan.wire.Guest(), s.plan.wire.Ports()))
+		}
+		if err == nil {
+			return asked
+		}
+		asked[0].reply <- err
+	}
+	return nil
 }
 
 // publish tells the watchers what the pod's state is now.
@@ -833,9 +881,20 @@ func (s *supervisor) serveControl(ctx context.Context, c net.Conn) {
 			}
 			select {
 			case err := <-e.reply:
-				answer := spec.Done{Message: text(err)}
-				b, _ := json.Marshal(answer) // plain values
-				if spec.WriteFrame(c, spec.FrameDone, b) != nil {
+				if !answer(c, err) {
+					return
+				}
+			case <-ctx.Done():
+				return
+			}
+		case spec.FrameNetwork:
+			e := rewireAsked{make(chan error, 1)}
+			if !s.send(e) {
+				return
+			}
+			select {
+			case err := <-e.reply:
+				if !answer(c, err) {
 					return
 				}
 			case <-ctx.Done():
@@ -847,6 +906,12 @@ func (s *supervisor) serveControl(ctx context.Context, c net.Conn) {
 			return
 		}
 	}
+}
+
+// answer tells a client how its order went; false when it has gone.
+func answer(c net.Conn, err error) bool {
+	b, _ := json.Marshal(spec.Done{Message: text(err)}) // plain values
+	return spec.WriteFrame(c, spec.FrameDone, b) == nil
 }
 
 func text(err error) string {

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kcradle/kcradle/bundle"
+	"github.com/kcradle/kcradle/network"
 	"github.com/kcradle/kcradle/vmm"
 	"github.com/kcradle/kcradle/vmm/template"
 )
@@ -387,6 +388,9 @@ func warmBeside(a *app, o runOptions) error {
 		return err
 	}
 	defer log.Close()
+	if o.Network == network.Shared { // a template is of a kind of wire, and is to be on no network
+		o.Network = string(network.User)
+	}
 	args := append([]string{"--root", a.Root, "--log-level", logLevel(a.Log), "template", "warm", "--quiet", "--no-wait"}, o.machineArgs()...)
 	cmd := exec.Command(self, append(args, "--", dir)...)
 	cmd.Stdout, cmd.Stderr = log, log

@@ -1,10 +1,12 @@
 package network
 
 import (
+	"io"
 	"net"
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
@@ -40,12 +42,12 @@ func TestUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	n := placed()
-	if err := Up(n); err != nil {
+	if _, err := Up(n); err != nil {
 		t.Fatal(err)
 	}
 	checkUp(t)
 	n.Interfaces[0].MAC = "02:00:00:00:00:99"
-	if err := Up(n); err == nil || !strings.Contains(err.Error(), "no interface with the MAC address 02:00:00:00:00:99") {
+	if _, err := Up(n); err == nil || !strings.Contains(err.Error(), "no interface with the MAC address 02:00:00:00:00:99") {
 		t.Errorf("unknown MAC address, and two that it could be: %v", err)
 	}
 }
@@ -64,10 +66,11 @@ func TestDown(t *testing.T) {
 		t.Fatal(err)
 	}
 	n := placed()
-	if err := Up(n); err != nil {
+	w, err := Up(n)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := Down(); err != nil {
+	if err := w.Down(); err != nil {
 		t.Fatal(err)
 	}
 	link, err := netlink.LinkByName("eth0")
@@ -78,12 +81,151 @@ func TestDown(t *testing.T) {
 		t.Errorf("down, and still %v, %v, %v", addrs, link.Attrs().Flags, err)
 	}
 	n.Interfaces[0].MAC = "02:00:00:00:00:99"
-	if err := Up(n); err != nil {
+	if _, err := Up(n); err != nil {
 		t.Fatal(err)
 	}
 	checkUp(t)
 	if link, err = netlink.LinkByName("eth0"); err != nil || link.Attrs().HardwareAddr.String() != n.Interfaces[0].MAC {
 		t.Errorf("MAC address %v, %v", link.Attrs().HardwareAddr, err)
+	}
+}
+
+// TestChange makes another wire of one that is up: none, another, and the first again.
+func TestChange(t *testing.T) {
+	sandboxtest.NeedInside(t)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	mac, _ := net.ParseMAC("02:00:00:00:00:07")
+	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "virt7", HardwareAddr: mac}, PeerName: "peer"}
+	if err := netlink.LinkAdd(veth); err != nil {
+		t.Fatal(err)
+	}
+	defer netlink.LinkDel(veth)
+	w, err := Up(placed())
+	if err != nil {
+		t.Fatal(err)
+	}
+	state := func() (out []string) {
+		t.Helper()
+		link, err := netlink.LinkByName("eth0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, a := range addrs {
+			out = append(out, a.IPNet.String())
+		}
+		routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{LinkIndex: link.Attrs().Index}, netlink.RT_FILTER_OIF)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range routes {
+			if r.Gw != nil {
+				out = append(out, "by "+r.Gw.String())
+			}
+		}
+		return append(out, link.Attrs().HardwareAddr.String())
+	}
+	other := placed()
+	other.Interfaces[0].MAC, other.Interfaces[0].Addresses, other.Interfaces[0].Gateways = "02:00:00:00:00:08", []string{"172.18.0.2/16"}, nil
+	routed := placed()
+	routed.Interfaces[0].MAC, routed.Interfaces[0].Addresses, routed.Interfaces[0].Gateways = "02:00:00:00:00:08", []string{"172.18.0.2/16"}, []string{"172.18.0.1"}
+	for _, step := range []struct {
+		name string
+		to   *spec.Network
+		want []string
+	}{
+		{"none", &spec.Network{}, []string{"02:00:00:00:00:07"}},
+		{"another", other, []string{"172.18.0.2/16", "02:00:00:00:00:08"}},
+		{"the same with a route", routed, []string{"172.18.0.2/16", "by 172.18.0.1", "02:00:00:00:00:08"}},
+		{"the same without", other, []string{"172.18.0.2/16", "02:00:00:00:00:08"}},
+		{"the first", placed(), []string{"10.0.2.15/24", "by 10.0.2.2", "02:00:00:00:00:07"}},
+	} {
+		if err := w.Change(step.to); err != nil {
+			t.Fatalf("%s: %v", step.name, err)
+		}
+		if d := cmp.Diff(step.want, state()); d != "" {
+			t.Errorf("%s (-want +got):\n%s", step.name, d)
+		}
+	}
+	checkUp(t)
+}
+
+// TestForward asks the pod's own resolver, whose server changes.
+func TestForward(t *testing.T) {
+	sandboxtest.NeedInside(t)
+	if err := Loopback(); err != nil {
+		t.Fatal(err)
+	}
+	serve := func(at, answer string) {
+		udp, err := net.ListenPacket("udp", at+":53")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { udp.Close() })
+		go func() {
+			buf := make([]byte, 512)
+			for {
+				n, from, err := udp.ReadFrom(buf)
+				if err != nil {
+					return
+				}
+				udp.WriteTo(append([]byte("xx not this one"), buf[:0]...), from) // to another question
+				udp.WriteTo([]byte(string(buf[:n])+answer), from)
+			}
+		}()
+		tcp, err := net.Listen("tcp", at+":53")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { tcp.Close() })
+		go func() {
+			for {
+				c, err := tcp.Accept()
+				if err != nil {
+					return
+				}
+				b, _ := io.ReadAll(c)
+				c.Write([]byte(string(b) + answer))
+				c.Close()
+			}
+		}()
+	}
+	serve("127.0.0.2", "2")
+	serve("127.0.0.3", "3")
+	w, err := Up(&spec.Network{Resolver: true, DNS: []string{"127.0.0.2"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Down()
+	ask := func(network string) string {
+		t.Helper()
+		c, err := net.Dial(network, spec.ResolverAddress+":53")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(20 * time.Second))
+		c.Write([]byte("question over " + network))
+		if tc, ok := c.(*net.TCPConn); ok {
+			tc.CloseWrite()
+		}
+		b := make([]byte, 512)
+		n, _ := c.Read(b)
+		return string(b[:n])
+	}
+	for server, want := range map[string]string{"127.0.0.2": "2", "127.0.0.3": "3"} {
+		if err := w.Change(&spec.Network{Resolver: true, DNS: []string{server}}); err != nil {
+			t.Fatal(err)
+		}
+		for _, network := range []string{"udp", "tcp"} {
+			if got := ask(network); got != "question over "+network+want {
+				t.Errorf("%s by %s: got %q", network, server, got)
+			}
+		}
 	}
 }
 

@@ -107,6 +107,56 @@ func (c *Container) furnish(root string) error {
 	return nil
 }
 
+// hostsFile is the one of files that changes with the pod's wire.
+const (
+	hostsFile = "/etc/hosts"
+	maxHosts  = 1 << 20 // bytes
+)
+
+// setHosts replaces lines of /etc/hosts.
+func (c *Container) setHosts(before, after []string) error {
+	c.prepared.mu.Lock()
+	defer c.prepared.mu.Unlock()
+	replace := func(content string) string {
+		var out strings.Builder
+		for line := range strings.Lines(content) {
+			if !slices.Contains(before, strings.TrimSuffix(line, "\n")) {
+				out.WriteString(line)
+			}
+		}
+		for _, line := range after {
+			out.WriteString(line + "\n")
+		}
+		return out.String()
+	}
+	for i, f := range c.files {
+		if f.target != hostsFile {
+			continue
+		}
+		c.files = slices.Clone(c.files) // those of the pod's others are their own
+		c.files[i].content = replace(f.content)
+		if !c.prepared.done {
+			continue
+		}
+		path := c.pod.dir(c, filepath.Base(f.target)) // in place: it is mounted
+		fi, err := os.Stat(path)
+		if err != nil {
+			return err
+		}
+		if fi.Size() > maxHosts { // the container may write there what it wants
+			return fmt.Errorf("%s has more than the %d bytes that are looked through", hostsFile, maxHosts)
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(path, []byte(replace(string(b))), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // mounts are what stands in the container beside docker's default mounts, parents first.
 func (c *Container) mounts() ([]container.Mount, error) {
 	var out []container.Mount

@@ -49,6 +49,7 @@ type Pod struct {
 	cancel     context.CancelFunc
 
 	mu       sync.Mutex
+	wire     spec.Network
 	names    map[string]*Container
 	execs    map[string]*Exec
 	used     map[string]bool // volumes that were mounted since the machine started
@@ -68,6 +69,7 @@ func New(cfg Config) (*Pod, error) {
 		execs: map[string]*Exec{},
 		used:  map[string]bool{},
 		ended: make(chan struct{}),
+		wire:  cfg.Placement.Network,
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	hosts, err := network.Hosts(cfg.Pod, &cfg.Placement.Network)
@@ -106,8 +108,37 @@ func New(cfg Config) (*Pod, error) {
 // Spec is the owner's document. It must not be changed.
 func (p *Pod) Spec() *spec.Pod { return p.cfg.Pod }
 
-// Placement is what the host assigned. It must not be changed.
+// Placement is what the host assigned. It must not be changed. Its Network is that of the start: see Network.
 func (p *Pod) Placement() *spec.Placement { return p.cfg.Placement }
+
+// Network is the pod's wire as it is now.
+func (p *Pod) Network() spec.Network {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.wire
+}
+
+// SetNetwork says that the pod's wire is another now. The containers' /etc/hosts follow; what they have written there stays.
+func (p *Pod) SetNetwork(n spec.Network) error {
+	p.mu.Lock()
+	old := p.wire
+	p.wire = n
+	p.mu.Unlock()
+	before, err := network.HostLines(p.cfg.Pod, &old)
+	if err != nil {
+		return err
+	}
+	after, err := network.HostLines(p.cfg.Pod, &n)
+	if err != nil {
+		return err
+	}
+	for _, c := range p.containers {
+		if err := c.setHosts(before, after); err != nil {
+			return fmt.Errorf("container %s: %w", c.Name(), err)
+		}
+	}
+	return nil
+}
 
 // Containers returns the containers in the order of the document.
 func (p *Pod) Containers() []*Container { return p.containers }

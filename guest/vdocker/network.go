@@ -25,7 +25,7 @@ func derivedID(names ...string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-func networkName(p *pod.Pod) string { return cmp.Or(p.Placement().Network.Mode, "none") }
+func networkName(p *pod.Pod) string { return cmp.Or(p.Network().Mode, "none") }
 
 func networkID(p *pod.Pod) string {
 	return derivedID("network", p.Spec().Containers[0].ID, networkName(p))
@@ -59,7 +59,7 @@ func exposed(p *pod.Pod, c spec.Container) []string {
 // container also those that none exposes.
 func publishedBy(p *pod.Pod, c spec.Container) []spec.Port {
 	var out []spec.Port
-	for _, port := range p.Placement().Network.Published {
+	for _, port := range p.Network().Published {
 		s := fmt.Sprintf("%d/%s", port.ContainerPort, port.Proto)
 		owner := slices.IndexFunc(p.Spec().Containers, func(c spec.Container) bool { return slices.Contains(c.ExposedPorts, s) })
 		if p.Spec().Containers[max(owner, 0)].ID == c.ID {
@@ -157,7 +157,7 @@ type address struct {
 // addresses reads the first interface of the placement; others are the machine's own affair.
 func addresses(p *pod.Pod) address {
 	var a address
-	interfaces := p.Placement().Network.Interfaces
+	interfaces := p.Network().Interfaces
 	if len(interfaces) == 0 {
 		return a
 	}
