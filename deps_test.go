@@ -43,7 +43,7 @@ bundle: spec internal/undo                                 # the directory betwe
 guest/...: spec dockerapi dockerapi/shape vmm/channel internal/undo internal/need # PID 1; never pulls the trees of image or of a registry client
 cmd/init: guest/...                                # main of the guest
 
-daemon: spec bundle image dockerapi dockerapi/client dockerapi/shape internal/undo # the Docker API of a host, over bundles; starts no machine itself
+daemon: spec bundle image network network/lan dockerapi dockerapi/client dockerapi/shape internal/undo # the Docker API of a host, over bundles; starts no machine itself
 
 cmd/kcradle: *                                     # the one host binary, on top
 internal/vmtest/...: *                             # the harness that boots machines in tests

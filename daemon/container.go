@@ -14,12 +14,12 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
-	"github.com/moby/moby/api/types/network"
 
 	"github.com/kcradle/kcradle/bundle"
 	"github.com/kcradle/kcradle/dockerapi"
 	"github.com/kcradle/kcradle/dockerapi/client"
 	"github.com/kcradle/kcradle/dockerapi/shape"
+	"github.com/kcradle/kcradle/network"
 	"github.com/kcradle/kcradle/spec"
 )
 
@@ -29,22 +29,23 @@ const recordFile = "docker.json"
 // recordVersion is the version of that file.
 //
 // History:
-//   - 1: first version.
-const recordVersion = 1
+//   - 1: first version; every container is on bridge or on none.
+//   - 2: the container's networks.
+const recordVersion = 2
 
 // record is that file.
 type record struct {
-	Version     int                       `json:"version"`
-	Name        string                    `json:"name"`
-	Config      container.Config          `json:"config"` // with the image's own merged in, as inspect shows it
-	HostConfig  container.HostConfig      `json:"host_config"`
-	Networking  *network.NetworkingConfig `json:"networking,omitempty"`
-	Network     string                    `json:"network"`                // mode of the machine's wire
-	Stopped     bool                      `json:"stopped,omitempty"`      // by somebody's will: no policy starts it again
-	Anonymous   []string                  `json:"anonymous,omitempty"`    // volumes that go with rm -v
-	StartError  string                    `json:"start_error,omitempty"`  // why the last start failed
-	StartedCode int                       `json:"started_code,omitempty"` // the exit code that goes with it
-	Last        *spec.State               `json:"last,omitempty"`         // how the container was when it last ended
+	Version     int                  `json:"version"`
+	Name        string               `json:"name"`
+	Config      container.Config     `json:"config"` // with the image's own merged in, as inspect shows it
+	HostConfig  container.HostConfig `json:"host_config"`
+	Network     string               `json:"network"` // mode of the machine's wire: "none" or "shared"
+	Endpoints   []endpoint           `json:"endpoints,omitempty"`
+	Stopped     bool                 `json:"stopped,omitempty"`      // by somebody's will: no policy starts it again
+	Anonymous   []string             `json:"anonymous,omitempty"`    // volumes that go with rm -v
+	StartError  string               `json:"start_error,omitempty"`  // why the last start failed
+	StartedCode int                  `json:"started_code,omitempty"` // the exit code that goes with it
+	Last        *spec.State          `json:"last,omitempty"`         // how the container was when it last ended
 }
 
 func (r *record) parse(raw []byte) error {
@@ -69,12 +70,13 @@ type Container struct {
 	mu       sync.Mutex
 	rec      record
 	state    spec.State
-	ports    []spec.Port // as bound; of a running machine
-	machine  *machine    // nil: none
-	visitors int         // calls that need the machine although the container does not run
-	alive    bool        // "start" was told and "die" was not
-	exits    int         // how many "die" were told
-	exitCode int         // of the last
+	ports    []spec.Port                // as bound; of a running machine
+	attached map[string]network.Segment // the networks its machine is on, by ID; replaced, never changed
+	machine  *machine                   // nil: none
+	visitors int                        // calls that need the machine although the container does not run
+	alive    bool                       // "start" was told and "die" was not
+	exits    int                        // how many "die" were told
+	exitCode int                        // of the last
 	removing bool
 	keeping  bool // it is to start again: its end is none that removes it
 	removed  bool
@@ -104,17 +106,18 @@ func (c *Container) change(f func()) {
 
 // facts is a container at one moment.
 type facts struct {
-	rec     record
-	state   spec.State
-	ports   []spec.Port
-	machine *machine
-	ran     bool // the container has run in that machine
+	rec      record
+	state    spec.State
+	ports    []spec.Port
+	attached map[string]network.Segment
+	machine  *machine
+	ran      bool // the container has run in that machine
 }
 
 func (c *Container) look() facts {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return facts{c.rec, c.state, c.ports, c.machine, c.machine != nil && c.machine.ran}
+	return facts{c.rec, c.state, c.ports, c.attached, c.machine, c.machine != nil && c.machine.ran}
 }
 
 func (c *Container) name() string {
@@ -172,7 +175,11 @@ func (c *Container) boot(ctx context.Context) (*machine, error) {
 	if m != nil {
 		return m, nil
 	}
+	if err := c.attach(); err != nil {
+		return nil, err
+	}
 	if err := c.d.cfg.Launch(ctx, c.b.Dir, LaunchOptions{Network: rec.Network}); err != nil {
+		c.change(func() { c.attached = nil })
 		return nil, fmt.Errorf("start the machine of container %s: %w", rec.Name, err)
 	}
 	return c.follow(ctx)
@@ -181,6 +188,9 @@ func (c *Container) boot(ctx context.Context) (*machine, error) {
 // takeUp finds out how the container is after a start of the daemon.
 func (c *Container) takeUp(ctx context.Context) error {
 	if _, running := c.b.Running(); running {
+		if err := c.reattach(); err != nil {
+			return err
+		}
 		_, err := c.follow(ctx)
 		return err
 	}
@@ -360,7 +370,7 @@ func (c *Container) heard(m events.Message) {
 	case events.ActionCreate, events.ActionDestroy, events.ActionRename, events.ActionPause, events.ActionUnPause: // are told here
 		return
 	case events.ActionStart:
-		c.emit("network", events.ActionConnect, nil)
+		c.tellNetworks(events.ActionConnect)
 		c.change(func() { c.alive = true })
 	case events.ActionDie:
 		code, err := strconv.Atoi(own["exitCode"])
@@ -429,11 +439,11 @@ func (c *Container) end(m *machine) {
 		c.died(f.state.ExitCode, nil)
 	}
 	if f.ran {
-		c.emit("network", events.ActionDisconnect, nil)
+		c.tellNetworks(events.ActionDisconnect)
 	}
 	kept := false
 	c.change(func() {
-		c.machine, kept = nil, c.keeping
+		c.machine, c.attached, kept = nil, nil, c.keeping
 		if f.ran {
 			last := c.state
 			c.rec.Last = &last
@@ -489,16 +499,10 @@ func (c *Container) emit(kind events.Type, action events.Action, attributes map[
 func (c *Container) emitAt(t time.Time, kind events.Type, action events.Action, attributes map[string]string) {
 	f := c.look()
 	actor := events.Actor{ID: c.id, Attributes: map[string]string{}}
-	if kind == events.NetworkEventType {
-		name := networkName(f.rec)
-		actor.ID = networkID(name)
-		actor.Attributes = map[string]string{"container": c.id, "name": name, "type": name}
-	} else {
-		for k, v := range f.rec.Config.Labels {
-			actor.Attributes[k] = v
-		}
-		actor.Attributes["image"], actor.Attributes["name"] = f.rec.Config.Image, f.rec.Name
+	for k, v := range f.rec.Config.Labels {
+		actor.Attributes[k] = v
 	}
+	actor.Attributes["image"], actor.Attributes["name"] = f.rec.Config.Image, f.rec.Name
 	for k, v := range attributes {
 		actor.Attributes[k] = v
 	}

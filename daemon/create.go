@@ -24,6 +24,7 @@ import (
 	"github.com/kcradle/kcradle/dockerapi"
 	"github.com/kcradle/kcradle/image"
 	"github.com/kcradle/kcradle/internal/undo"
+	"github.com/kcradle/kcradle/network"
 	"github.com/kcradle/kcradle/spec"
 )
 
@@ -72,6 +73,15 @@ func (d *Daemon) newContainer(ctx context.Context, name string, q *request) (*Co
 	if err != nil {
 		return nil, nil, err
 	}
+	var endpoints []endpoint
+	if wish.network != string(network.None) {
+		if endpoints, err = d.endpoints(wish.endpoints, q.HostConfig.Links); err != nil {
+			return nil, nil, err
+		}
+		if endpoints == nil {
+			wish.network = string(network.None)
+		}
+	}
 	if err := img.Runs(); err != nil {
 		wish.warnings = append(wish.warnings, fmt.Sprintf("The requested image's platform (%s/%s) does not match the detected host platform (%s) and no specific platform was requested", img.Config.OS, img.Config.Architecture, image.Platform))
 	}
@@ -115,7 +125,7 @@ func (d *Daemon) newContainer(ctx context.Context, name string, q *request) (*Co
 		layers = append(layers, l.DiffID)
 	}
 	rec := record{Version: recordVersion, Name: name, Config: merged(q.Config, ctr), HostConfig: *q.HostConfig,
-		Networking: q.NetworkingConfig, Network: wish.network}
+		Network: wish.network, Endpoints: endpoints}
 	defaults(&rec)
 	for _, v := range wish.volumes {
 		if v.anonymous {

@@ -52,7 +52,7 @@ type Config struct {
 
 // LaunchOptions are those of one start.
 type LaunchOptions struct {
-	Network string // "none" or "user"
+	Network string // "none", or "shared": as the bundle's network.SegmentsFile says
 }
 
 // Daemon serves the API.
@@ -68,6 +68,10 @@ type Daemon struct {
 	cancel  context.CancelFunc
 	workers sync.WaitGroup
 
+	// nets is held by one act at a time that gives out addresses, or makes or removes a network. It is taken before mu.
+	nets     sync.Mutex
+	networks map[string]*hostNetwork // by ID
+
 	mu         sync.Mutex
 	containers map[string]*Container // by ID
 	names      map[string]string     // name → ID; also of those that are being made
@@ -81,6 +85,7 @@ var ErrServed = errors.New("another daemon serves this state directory")
 const (
 	containersDir = "containers"
 	volumesDir    = "volumes"
+	networksDir   = "networks"
 	lockFile      = "daemon.lock"
 )
 
@@ -95,7 +100,7 @@ func Open(ctx context.Context, c Config) (*Daemon, error) {
 }
 
 func (d *Daemon) open(ctx context.Context) (err error) {
-	for _, dir := range []string{containersDir, volumesDir} {
+	for _, dir := range []string{containersDir, volumesDir, networksDir} {
 		if err := os.MkdirAll(filepath.Join(d.cfg.Root, dir), 0o711); err != nil {
 			return err
 		}
@@ -132,6 +137,9 @@ func (d *Daemon) takeUp(ctx context.Context) error {
 			}
 		}
 	}
+	if err := d.readNetworks(); err != nil {
+		return err
+	}
 	dir := filepath.Join(d.cfg.Root, containersDir)
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -157,6 +165,7 @@ func (d *Daemon) takeUp(ctx context.Context) error {
 			d.log.Error("a running container cannot be taken up", "container", c.id, "error", err)
 		}
 	}
+	d.sweepNetworks()
 	return nil
 }
 
@@ -219,13 +228,13 @@ func (d *Daemon) routes() []dockerapi.Route {
 		{Method: "GET", Path: "/containers/{id}/archive", Handle: d.about(d.files)},
 		{Method: "PUT", Path: "/containers/{id}/archive", Handle: d.about(d.files)},
 
-		{Method: "GET", Path: "/networks", Handle: d.networks},
-		{Method: "POST", Path: "/networks/create", Handle: d.noNetworks},
+		{Method: "GET", Path: "/networks", Handle: d.networkList},
+		{Method: "POST", Path: "/networks/create", Handle: d.networkCreate},
 		{Method: "POST", Path: "/networks/prune", Handle: d.networkPrune},
 		{Method: "GET", Path: "/networks/{id}", Handle: d.networkInspect},
-		{Method: "POST", Path: "/networks/{id}/connect", Handle: d.noNetworks},
-		{Method: "POST", Path: "/networks/{id}/disconnect", Handle: d.noNetworks},
-		{Method: "DELETE", Path: "/networks/{id}", Handle: d.noNetworks},
+		{Method: "POST", Path: "/networks/{id}/connect", Handle: d.networkConnect},
+		{Method: "POST", Path: "/networks/{id}/disconnect", Handle: d.networkDisconnect},
+		{Method: "DELETE", Path: "/networks/{id}", Handle: d.networkRemove},
 
 		{Method: "POST", Path: "/auth", Handle: d.login},
 		{Method: "POST", Path: "/commit", Handle: d.commit},
@@ -317,5 +326,5 @@ func (d *Daemon) load(dir string) (*Container, error) {
 	if err := c.rec.parse(raw); err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, recordFile), err)
 	}
-	return c, nil
+	return c, d.upgradeNetworks(&c.rec)
 }

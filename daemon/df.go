@@ -55,7 +55,7 @@ func (d *Daemon) diskUsage(w http.ResponseWriter, r *dockerapi.Request) error {
 	if wanted("container") {
 		now := time.Now()
 		for _, c := range d.all() {
-			s := c.summary(c.look(), now)
+			s := c.summary(c.look(), now, r.Version)
 			s["SizeRw"] = c.diskUse()
 			out.Containers = append(out.Containers, s)
 		}

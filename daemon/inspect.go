@@ -30,7 +30,7 @@ func (d *Daemon) inspect(w http.ResponseWriter, r *dockerapi.Request, c *Contain
 		"LogPath": c.b.LogPath(c.id), "Name": "/" + f.rec.Name, "RestartCount": f.state.Restarts, "Driver": storageDriver,
 		"Platform": "linux", "MountLabel": "", "ProcessLabel": "", "AppArmorProfile": "", "ExecIDs": d.execsOf(c),
 		"HostConfig": f.rec.HostConfig, "GraphDriver": map[string]any{"Name": storageDriver, "Data": map[string]string{}},
-		"Mounts": c.mountPoints(s), "Config": f.rec.Config, "NetworkSettings": c.networkSettings(f),
+		"Mounts": c.mountPoints(s), "Config": f.rec.Config, "NetworkSettings": c.networkSettings(f, r.Version),
 	}
 	if f.running() && f.state.Health != "" { // the log of the checks is the machine's
 		var inside struct {
@@ -110,34 +110,23 @@ func portBindings(f facts, exposed []string) map[string][]map[string]string {
 	return out
 }
 
-func (c *Container) networkSettings(f facts) map[string]any {
-	name := networkName(f.rec)
-	endpoint := map[string]any{"IPAMConfig": nil, "Links": nil, "Aliases": nil, "DriverOpts": nil, "GwPriority": 0,
-		"NetworkID": networkID(name), "EndpointID": "", "Gateway": "", "IPAddress": "", "MacAddress": "", "IPPrefixLen": 0,
-		"IPv6Gateway": "", "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0, "DNSNames": nil}
-	if f.running() {
-		endpoint["EndpointID"] = stableID("endpoint", c.id, name)
-		if name == "bridge" { // every machine is alone on a wire of its own
-			endpoint["Gateway"], endpoint["IPAddress"], endpoint["IPPrefixLen"] = userGateway, userAddress, 24
-		}
-	}
+func (c *Container) networkSettings(f facts, version dockerapi.Version) map[string]any {
+	networks := c.shownNetworks(f, version)
 	out := map[string]any{"Bridge": "", "SandboxID": "", "SandboxKey": "", "HairpinMode": false, "LinkLocalIPv6Address": "",
 		"LinkLocalIPv6PrefixLen": 0, "SecondaryIPAddresses": nil, "SecondaryIPv6Addresses": nil,
-		"Ports": portBindings(f, c.b.Pod.Containers[0].ExposedPorts), "Networks": map[string]any{name: endpoint}}
+		"Ports": portBindings(f, c.b.Pod.Containers[0].ExposedPorts), "Networks": networks}
+	first, ok := networks[bridgeNetwork].(map[string]any) // the only one that is shown twice
+	if !ok {
+		first = c.shownEndpoint(f, endpoint{}, version)
+	}
 	for _, k := range []string{"EndpointID", "Gateway", "IPAddress", "IPPrefixLen", "MacAddress", "IPv6Gateway", "GlobalIPv6Address", "GlobalIPv6PrefixLen"} {
-		out[k] = endpoint[k]
+		out[k] = first[k]
 	}
 	if f.running() {
 		out["SandboxID"] = stableID("sandbox", c.id)
 	}
 	return out
 }
-
-// Addresses on the wire of a machine that is alone, see docs/network.md.
-const (
-	userGateway = "10.0.2.2"
-	userAddress = "10.0.2.15"
-)
 
 // diskUse is what the container has written, in bytes on the host's disk.
 func (c *Container) diskUse() int64 {
@@ -194,7 +183,7 @@ func (d *Daemon) list(w http.ResponseWriter, r *dockerapi.Request) error {
 	out := []map[string]any{}
 	for _, i := range keep.Apply(candidates) {
 		c, x := all[i], seen[i]
-		s := c.summary(x, now)
+		s := c.summary(x, now, r.Version)
 		if a := x.rec.HostConfig.Annotations; r.Version >= 46 && len(a) > 0 {
 			s["HostConfig"].(map[string]any)["Annotations"] = a
 		}
@@ -219,8 +208,9 @@ func (d *Daemon) candidate(ctx context.Context, c *Container, x facts) shape.Can
 			return err == nil && string(u.ID) == own.Image.ConfigID
 		},
 		Network: func(ref string) bool {
-			name := networkName(x.rec)
-			return ref == name || ref != "" && strings.HasPrefix(networkID(name), ref)
+			return slices.ContainsFunc(x.rec.Endpoints, func(e endpoint) bool {
+				return ref == e.Name || ref != "" && strings.HasPrefix(e.Network, ref)
+			}) || x.rec.Network == noneNetwork && ref == noneNetwork
 		},
 	}
 	for _, p := range c.b.Pod.Ports {
@@ -229,7 +219,7 @@ func (d *Daemon) candidate(ctx context.Context, c *Container, x facts) shape.Can
 	return out
 }
 
-func (c *Container) summary(f facts, now time.Time) map[string]any {
+func (c *Container) summary(f facts, now time.Time, version dockerapi.Version) map[string]any {
 	s := &c.b.Pod.Containers[0]
 	ports := []map[string]any{}
 	for _, p := range f.ports {
@@ -243,6 +233,6 @@ func (c *Container) summary(f facts, now time.Time) map[string]any {
 	}
 	return map[string]any{"Id": c.id, "Names": []string{"/" + f.rec.Name}, "Image": f.rec.Config.Image, "ImageID": s.Image.ConfigID,
 		"Command": shape.Command(s.Args()), "Created": s.Created.Unix(), "Ports": ports, "Labels": f.rec.Config.Labels,
-		"State": f.state.Status, "Status": shape.Status(f.state, now), "HostConfig": map[string]any{"NetworkMode": networkName(f.rec)},
-		"NetworkSettings": map[string]any{"Networks": c.networkSettings(f)["Networks"]}, "Mounts": c.mountPoints(s)}
+		"State": f.state.Status, "Status": shape.Status(f.state, now), "HostConfig": map[string]any{"NetworkMode": f.rec.HostConfig.NetworkMode},
+		"NetworkSettings": map[string]any{"Networks": c.shownNetworks(f, version)}, "Mounts": c.mountPoints(s)}
 }

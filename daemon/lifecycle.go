@@ -279,6 +279,9 @@ func (d *Daemon) rename(w http.ResponseWriter, r *dockerapi.Request, c *Containe
 		return err
 	}
 	d.release(old)
+	if err := c.renamed(context.WithoutCancel(r.Context())); err != nil {
+		d.log.Warn("the new name of a container does not resolve on its networks", "container", c.id, "error", err)
+	}
 	c.emit(events.ContainerEventType, events.ActionRename, map[string]string{"oldName": "/" + old})
 	return noContent(w)
 }

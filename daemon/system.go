@@ -113,16 +113,6 @@ func stableID(words ...string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// networkName is the network a container is in, as docker calls it.
-func networkName(r record) string {
-	if r.Network == "none" {
-		return "none"
-	}
-	return "bridge"
-}
-
-func networkID(name string) string { return stableID("network", name) }
-
 func daemonEvent(kind events.Type, action events.Action, id string, attributes map[string]string) events.Message {
 	now := time.Now()
 	return events.Message{Type: kind, Action: action, Actor: events.Actor{ID: id, Attributes: attributes}, Scope: "local",

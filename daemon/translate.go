@@ -17,10 +17,11 @@ import (
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
-	"github.com/moby/moby/api/types/network"
+	apinet "github.com/moby/moby/api/types/network"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/kcradle/kcradle/dockerapi"
+	"github.com/kcradle/kcradle/network"
 	"github.com/kcradle/kcradle/spec"
 )
 
@@ -33,10 +34,11 @@ type request struct {
 
 // wish is a request in our own terms.
 type wish struct {
-	pod     spec.Pod // without its image, ID and name
-	volumes []volumeUse
-	network string // mode of the machine's wire: "none" or "user"
-	scratch int64  // bytes of the writable disk; zero: the default
+	pod       spec.Pod // without its image, ID and name
+	volumes   []volumeUse
+	network   string // mode of the machine's wire: "none" or "shared"
+	endpoints []endpointWish
+	scratch   int64 // bytes of the writable disk; zero: the default
 	// Warnings for the client.
 	warnings []string
 }
@@ -63,7 +65,6 @@ const ownKernel = "a container has a machine and a kernel of its own, and nothin
 func refusals(r *request) []refusal {
 	c, h := r.Config, r.HostConfig
 	return []refusal{
-		{"Config.MacAddress", r.MacAddress != "", "the address of the machine's network device is chosen here"},
 		{"Config.ArgsEscaped", c.ArgsEscaped, "it is of Windows"},
 		{"HostConfig.CgroupParent", h.CgroupParent != "", ownKernel},
 		{"HostConfig.Cgroup", h.Cgroup != "", ownKernel},
@@ -71,7 +72,6 @@ func refusals(r *request) []refusal {
 		{"HostConfig.IpcMode", !slices.Contains([]container.IpcMode{"", "private", "shareable"}, h.IpcMode), ownKernel},
 		{"HostConfig.PidMode", h.PidMode != "" && h.PidMode != "private", ownKernel},
 		{"HostConfig.UTSMode", h.UTSMode != "", ownKernel},
-		{"HostConfig.Links", len(h.Links) > 0, "link containers by a network of their own (docker network create)"},
 		{"HostConfig.BlkioWeightDevice", len(h.BlkioWeightDevice) > 0, ownKernel},
 		{"HostConfig.BlkioDeviceReadBps", len(h.BlkioDeviceReadBps) > 0, ownKernel},
 		{"HostConfig.BlkioDeviceWriteBps", len(h.BlkioDeviceWriteBps) > 0, ownKernel},
@@ -142,6 +142,9 @@ func translate(r *request, img dockerspec.DockerOCIImageConfig, from []spec.Moun
 		p.ExtraHosts = append(p.ExtraHosts, host)
 	}
 	if w.network, err = networkMode(r); err != nil {
+		return nil, err
+	}
+	if w.endpoints, err = endpointWishes(r); err != nil {
 		return nil, err
 	}
 	if p.Ports, err = ports(r, img); err != nil {
@@ -454,15 +457,13 @@ func networkMode(r *request) (string, error) {
 	mode := r.HostConfig.NetworkMode
 	switch {
 	case r.NetworkDisabled || mode.IsNone():
-		return "none", nil
-	case mode == "" || mode.IsDefault() || mode.IsBridge():
-		return "user", nil
+		return string(network.None), nil
 	case mode.IsHost():
 		return "", dockerapi.BadRequest("HostConfig.NetworkMode host is refused: %s; publish ports instead", ownKernel)
 	case mode.IsContainer():
 		return "", dockerapi.BadRequest("HostConfig.NetworkMode %s is refused: containers that share a network share a machine; summon them as one pod", mode)
 	}
-	return "", dockerapi.NotFound("network %s not found", mode)
+	return network.Shared, nil
 }
 
 // extraHost reads NAME:ADDRESS; the address may be host-gateway.
@@ -492,7 +493,7 @@ func ports(r *request, img dockerspec.DockerOCIImageConfig) ([]spec.Port, error)
 			return nil, dockerapi.BadRequest("HostConfig.PortBindings %s is refused: tcp and udp are published, nothing else", port)
 		}
 		if len(bindings) == 0 {
-			bindings = []network.PortBinding{{}}
+			bindings = []apinet.PortBinding{{}}
 		}
 		bound[port.String()] = true
 		for _, b := range bindings {
@@ -523,7 +524,7 @@ func ports(r *request, img dockerspec.DockerOCIImageConfig) ([]spec.Port, error)
 			exposed[p.String()] = true
 		}
 		for p := range exposed {
-			port, err := network.ParsePort(p)
+			port, err := apinet.ParsePort(p)
 			if err != nil {
 				return nil, dockerapi.BadRequest("exposed port %s: %w", p, err)
 			}

@@ -10,6 +10,7 @@ import (
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/types/container"
 
+	"github.com/kcradle/kcradle/network"
 	"github.com/kcradle/kcradle/spec"
 )
 
@@ -77,7 +78,7 @@ func TestTranslate(t *testing.T) {
 	}, w.pod.Ports); d != "" {
 		t.Errorf("ports (-want +got):\n%s", d)
 	}
-	if w.pod.Memory != 64<<20 || w.pod.VCPUs != 2 || w.scratch != 20<<30 || w.network != "user" {
+	if w.pod.Memory != 64<<20 || w.pod.VCPUs != 2 || w.scratch != 20<<30 || w.network != network.Shared {
 		t.Errorf("machine: got memory %d, vCPUs %d, scratch %d, network %s", w.pod.Memory, w.pod.VCPUs, w.scratch, w.network)
 	}
 	if len(w.volumes) != 2 || w.volumes[0].name != "named" || !w.volumes[1].anonymous || w.volumes[1].mount != 3 {
@@ -98,7 +99,6 @@ func TestTranslateArgs(t *testing.T) {
 		`{"Entrypoint":[""]}`:                    "no command specified",
 		`{"Cmd":["x"],"WorkingDir":"relative"}`:  "the working directory 'relative' is invalid, it needs to be an absolute path",
 		`{"HostConfig":{"Memory":4096}}`:         "Minimum memory limit allowed is 6MB",
-		`{"HostConfig":{"NetworkMode":"mine"}}`:  "network mine not found",
 		`{"HostConfig":{"Binds":["a:b"]}}`:       "create a: \"a\" includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path",
 		`{"HostConfig":{"Binds":["/a:/"]}}`:      "invalid specification: destination can't be '/'",
 		`{"HostConfig":{"Binds":["/a:/b:odd"]}}`: "invalid volume specification: '/a:/b:odd': invalid mode: odd",
@@ -126,7 +126,7 @@ var honoured = strings.Fields(`
 	Config.Shell
 	HostConfig.Binds HostConfig.ContainerIDFile HostConfig.NetworkMode HostConfig.PortBindings HostConfig.RestartPolicy
 	HostConfig.AutoRemove HostConfig.ConsoleSize HostConfig.Annotations HostConfig.CapAdd HostConfig.CapDrop HostConfig.Dns
-	HostConfig.DnsOptions HostConfig.DnsSearch HostConfig.ExtraHosts HostConfig.GroupAdd HostConfig.OomScoreAdj
+	HostConfig.DnsOptions HostConfig.DnsSearch HostConfig.ExtraHosts HostConfig.Links HostConfig.GroupAdd HostConfig.OomScoreAdj
 	HostConfig.Privileged HostConfig.PublishAllPorts HostConfig.ReadonlyRootfs HostConfig.SecurityOpt HostConfig.StorageOpt
 	HostConfig.Tmpfs HostConfig.VolumesFrom HostConfig.ShmSize HostConfig.Sysctls HostConfig.Runtime HostConfig.Mounts HostConfig.Init
 	HostConfig.CpuShares HostConfig.Memory HostConfig.NanoCpus HostConfig.BlkioWeight HostConfig.CpuPeriod HostConfig.CpuQuota
@@ -172,7 +172,6 @@ func TestEveryField(t *testing.T) {
 
 func TestRefusals(t *testing.T) {
 	for body, field := range map[string]string{
-		`{"MacAddress":"02:00:00:00:00:01"}`:                              "Config.MacAddress",
 		`{"HostConfig":{"PidMode":"host"}}`:                               "HostConfig.PidMode",
 		`{"HostConfig":{"IpcMode":"container:x"}}`:                        "HostConfig.IpcMode",
 		`{"HostConfig":{"Devices":[{"PathOnHost":"/dev/kvm"}]}}`:          "HostConfig.Devices",

@@ -70,8 +70,8 @@ func nth(p netip.Prefix, n byte) netip.Addr {
 	return a
 }
 
-// hostPrefixes are the networks of the host's own interfaces.
-func hostPrefixes() []netip.Prefix {
+// HostPrefixes are the networks of the host's own interfaces.
+func HostPrefixes() []netip.Prefix {
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {
 		return nil
@@ -180,7 +180,7 @@ func openUser(ctx context.Context, c Config, log *slog.Logger) (_ *user, retErr 
 	if c.Shared {
 		err = u.setSegments(c.Segments)
 	} else {
-		u.plan = newPlan(hostPrefixes())
+		u.plan = newPlan(HostPrefixes())
 		err = u.setSegments([]Segment{alone(c, u.plan)})
 	}
 	if err != nil {

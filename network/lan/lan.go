@@ -76,6 +76,9 @@ const (
 	socketSuffix = ".sock"
 )
 
+// Files are the names that a member has in the directory.
+func Files(m MAC) []string { return []string{m.file() + fileSuffix, m.file() + socketSuffix} }
+
 // Member is who is on a segment.
 type Member struct {
 	MAC       MAC          `json:"mac"`
