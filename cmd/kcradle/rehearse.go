@@ -75,7 +75,7 @@ func rehearsalNetwork(w *vmm.Wire) spec.Network {
 	if w == nil {
 		return spec.Network{Mode: string(network.None)}
 	}
-	return spec.Network{Mode: string(network.User), Interfaces: []spec.Interface{{
+	return spec.Network{Mode: string(network.User), Resolver: true, DNS: []string{"192.0.2.1"}, Interfaces: []spec.Interface{{
 		Name: "eth0", MAC: "02:00:00:00:00:02", MTU: w.MTU,
 		Addresses: []string{"192.0.2.2/24", "2001:db8::2/64"}, Gateways: []string{"192.0.2.1", "2001:db8::1"},
 	}}}

@@ -118,7 +118,6 @@ var settings = []setting{
 	{"net/ipv4/ip_unprivileged_port_start", "0", "docker lets every user of a container listen on port 80"},
 	{"net/ipv4/ping_group_range", "0 2147483647", "docker lets every user of a container ping"},
 	{"net/ipv4/ip_forward", "1", "a docker host forwards: dockerd and k3s in a pod expect it"},
-	{"net/ipv6/conf/all/forwarding", "1", "the same for IPv6"},
 	{"vm/max_map_count", "262144", "databases and search engines refuse to start with the kernel's 65530; distributions raise it, too"},
 	{"vm/overcommit_memory", "1", "a program that reserves more than a small machine has runs under docker on a large host, and must here"},
 	{"fs/inotify/max_user_instances", "8192", "one user runs everything in a pod; the kernel's 128 are for a desktop"},

@@ -51,6 +51,10 @@ type config struct {
 }
 
 func main() {
+	if len(os.Args) > 2 && os.Args[1] == asDockerd {
+		fmt.Fprintln(os.Stderr, "moby-suite:", beDockerd(os.Args[2], os.Args[3:]))
+		os.Exit(1)
+	}
 	args, stage, dir := stageOf(os.Args[1:])
 	if stage == stageInit {
 		os.Exit(beInit(dir, args))
@@ -85,7 +89,7 @@ func parseArgs(args []string, w io.Writer) (*config, error) {
 	f.StringVar(&c.host, "H", "", "the `host` of a server that runs already, unix:///PATH or tcp://HOST:PORT")
 	f.StringVar(&c.daemon, "daemon", "", "a `program` to start as the server: PROGRAM daemon -H unix://SOCKET --root DIR")
 	f.StringVar(&c.dockerd, "dockerd", "", "the `program` for tests that start a dockerd of their own\n"+
-		"(default: Debian's when that is the server, else none, and such tests are not judged)")
+		"(default: the server's own, Debian's or with -daemon ours under dockerd's flags; with -H none, and such tests are not judged)")
 	packages := f.String("packages", "container,image,system,volume,network", "directories below integration, comma-separated")
 	run := f.String("run", "", "only the tests whose names match this `regexp`")
 	f.BoolVar(&c.remote, "remote", false, "tell the suite that the server is on another machine; it skips what looks at this one")
@@ -202,6 +206,15 @@ func (c *config) judge(ctx context.Context, dir string, alone bool) (int, error)
 		if dockerd, err = filepath.Abs(dockerd); err != nil {
 			return 2, err
 		}
+	}
+	if dockerd != "" {
+		dockerd = quote(dockerd)
+	} else if c.daemon != "" {
+		self, err := os.Executable()
+		if err != nil {
+			return 2, err
+		}
+		dockerd = strings.Join([]string{quote(self), asDockerd, quote(c.daemon)}, " ")
 	}
 	r := &runner{
 		suite: suite, server: srv, dir: dir, dockerd: dockerd, timeout: c.timeout, run: c.run, remote: c.remote, log: os.Stderr,

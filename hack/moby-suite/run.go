@@ -30,7 +30,7 @@ type runner struct {
 	suite   *suite
 	server  *server
 	dir     string // for what tests write; short, because they make sockets in it
-	dockerd string // what tests get that start a daemon of their own; empty: nothing
+	dockerd string // words of a shell that start what tests get that want a daemon of their own; empty: nothing
 	timeout time.Duration
 	run     *regexp.Regexp // of tests; nil: all
 	remote  bool
@@ -55,7 +55,7 @@ func (r *runner) setUp() error {
 	} else {
 		// The suite gives /dev/null for an empty configuration, which an older dockerd takes for a broken one.
 		script += fmt.Sprintf("for a; do shift; if [ \"$a\" = /dev/null ]; then a=%s; fi; set -- \"$@\" \"$a\"; done\nexec %s \"$@\"\n",
-			quote(r.config()), quote(r.dockerd))
+			quote(r.config()), r.dockerd)
 		if err := os.WriteFile(r.config(), []byte("{}\n"), 0o644); err != nil {
 			return err
 		}
@@ -101,6 +101,11 @@ func (r *runner) environment() []string {
 	}
 	if r.remote {
 		env = append(env, "DOCKER_REMOTE_DAEMON=1")
+	}
+	for _, e := range os.Environ() { // of the daemons that tests start
+		if strings.HasPrefix(e, "KCRADLE_") {
+			env = append(env, e)
+		}
 	}
 	return env
 }
@@ -171,7 +176,10 @@ func (r *runner) test(ctx context.Context, pkg, name string) (*testReport, error
 	if t.Status == failed && t.OwnDaemon && r.dockerd == "" {
 		t.Status = unjudged
 	}
-	var err error
+	err := r.sweep()
+	if err != nil {
+		return t, err
+	}
 	t.Trouble, t.ServerLog, err = r.server.restore(ctx)
 	if t.Status == passed && t.Trouble != "" && !t.OwnDaemon {
 		t.Status, t.Reason = failed, t.Trouble // whatever the test looked at
@@ -180,6 +188,24 @@ func (r *runner) test(ctx context.Context, pkg, name string) (*testReport, error
 		t.Output = strings.ToValidUTF8(strings.ReplaceAll(string(tail(out, 64<<10)), "\x16", ""), "?")
 	}
 	return t, err
+}
+
+// sweep ends what daemons of a test have left running: machines do not end with the daemon that started them.
+func (r *runner) sweep() error {
+	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return err
+	}
+	for _, l := range lines {
+		b, err := os.ReadFile(l)
+		if err != nil || !strings.Contains(string(b), r.dest()+"/") || !strings.Contains(string(b), "--supervise-fd") {
+			continue
+		}
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(l))); err == nil {
+			_ = syscall.Kill(pid, syscall.SIGKILL) // it may be gone
+		}
+	}
+	return nil
 }
 
 // lastWords says why a process ended that has not said how its test ended.

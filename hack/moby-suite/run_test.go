@@ -214,7 +214,7 @@ func TestOwnDaemonIsGiven(t *testing.T) {
 	}
 	defer srv.stop()
 	r := &runner{
-		suite: s, server: srv, dir: dir, dockerd: given, timeout: time.Minute, run: regexp.MustCompile("OwnDaemon"), log: io.Discard,
+		suite: s, server: srv, dir: dir, dockerd: quote(given), timeout: time.Minute, run: regexp.MustCompile("OwnDaemon"), log: io.Discard,
 	}
 	rep, err := (&config{packages: []string{"fake"}, run: r.run}).runAll(t.Context(), r)
 	if err != nil {
