@@ -493,6 +493,7 @@ func (c *Container) stopHeld(ctx context.Context, o StopOptions, api bool) error
 	r.manual = r.manual || api
 	c.mu.Unlock()
 
+	r.awaitHandler(ctx, sig)
 	if err := c.send(r, sig); err != nil {
 		return c.wrap(err)
 	}
@@ -550,11 +551,12 @@ func (c *Container) Restart(ctx context.Context, o StopOptions) error {
 }
 
 // Kill sends a signal by order of the API. One that is meant to end the container keeps it from being restarted.
-func (c *Container) Kill(_ context.Context, sig syscall.Signal) error {
+func (c *Container) Kill(ctx context.Context, sig syscall.Signal) error {
 	r, err := c.current()
 	if err != nil {
 		return err
 	}
+	r.awaitHandler(ctx, sig)
 	stop, _ := ParseSignal(c.doc.StopSignal)
 	switch sig {
 	case syscall.SIGKILL, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGABRT, stop:
@@ -589,6 +591,48 @@ func (c *Container) send(r *run, sig syscall.Signal) error {
 		return fmt.Errorf("send signal %d: %w", sig, err)
 	}
 	return nil
+}
+
+// settleTime is how long a program that has just begun gets to set up its handlers.
+const settleTime = time.Second
+
+// awaitHandler waits until the run's first process does something about a signal, for as long as it has only just begun. The kernel
+// throws away what the first process of a namespace has no handler for, and whoever stops a container right after its start means it
+// to end in order.
+func (r *run) awaitHandler(ctx context.Context, sig syscall.Signal) {
+	switch sig {
+	case unix.SIGKILL, unix.SIGSTOP, unix.SIGCONT, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU, unix.SIGCHLD, unix.SIGURG, unix.SIGWINCH:
+		return // it needs no handler, or does nothing without
+	}
+	tick := time.NewTicker(2 * time.Millisecond) // nobody tells of another's handlers
+	defer tick.Stop()
+	for time.Since(r.began) < settleTime && !heeds(r.proc.Pid(), sig) {
+		select {
+		case <-tick.C:
+		case <-r.ended:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// heeds says whether a process handles, blocks or ignores a signal; of one that is gone nothing is known any more.
+func heeds(pid int, sig syscall.Signal) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return true
+	}
+	for line := range strings.Lines(string(b)) {
+		name, mask, _ := strings.Cut(line, ":")
+		switch name {
+		case "SigBlk", "SigIgn", "SigCgt":
+			if n, err := strconv.ParseUint(strings.TrimSpace(mask), 16, 64); err == nil && n&(1<<(sig-1)) != 0 {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func isEnded(r *run) bool {

@@ -359,6 +359,21 @@ func TestKill(t *testing.T) {
 	}
 }
 
+// TestStopAtOnce stops a container that has no handler yet when it is stopped: it ends in order nevertheless.
+func TestStopAtOnce(t *testing.T) {
+	f := newPod(t, []spec.Container{sh("web", "sleep 0.3; "+forever)}, nil)
+	c := f.Containers()[0]
+	if err := c.Start(ctx(t)); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Stop(ctx(t), StopOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if s := c.State(); s.ExitCode != 5 {
+		t.Errorf("state after stop: %+v", s)
+	}
+}
+
 func TestHostSignalEndsPod(t *testing.T) {
 	f := newPod(t, []spec.Container{sh("web", forever)}, nil)
 	a, err := f.Containers()[0].Attach(AttachOptions{Stdout: true, Stream: true})

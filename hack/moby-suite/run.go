@@ -102,11 +102,6 @@ func (r *runner) environment() []string {
 	if r.remote {
 		env = append(env, "DOCKER_REMOTE_DAEMON=1")
 	}
-	for _, e := range os.Environ() { // of the daemons that tests start
-		if strings.HasPrefix(e, "KCRADLE_") {
-			env = append(env, e)
-		}
-	}
 	return env
 }
 
