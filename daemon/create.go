@@ -45,7 +45,7 @@ func (d *Daemon) create(w http.ResponseWriter, r *dockerapi.Request) error {
 		return dockerapi.NotFound("platform %s: machines here are %s only", p, image.Platform)
 	}
 	if n := q.NetworkingConfig; n != nil && r.Version < 44 && len(n.EndpointsConfig) > 1 {
-		return dockerapi.BadRequest("Container cannot be connected to network endpoints: %s", strings.Join(slices.Sorted(maps.Keys(n.EndpointsConfig)), ", "))
+		return dockerapi.BadRequest("Container cannot be created with multiple network endpoints: %s", strings.Join(slices.Sorted(maps.Keys(n.EndpointsConfig)), ", "))
 	}
 	name := trimSlash(r.Query("name"))
 	c, warnings, err := d.newContainer(context.WithoutCancel(r.Context()), name, &q)
@@ -240,6 +240,16 @@ func defaults(r *record) {
 	}
 	if h.Runtime == "" {
 		h.Runtime = runtimeName
+	}
+	if h.Privileged {
+		h.MaskedPaths, h.ReadonlyPaths = nil, nil
+		return
+	}
+	if h.MaskedPaths == nil {
+		h.MaskedPaths = spec.DefaultMaskedPaths()
+	}
+	if h.ReadonlyPaths == nil {
+		h.ReadonlyPaths = spec.DefaultReadonlyPaths()
 	}
 }
 

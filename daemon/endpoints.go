@@ -22,7 +22,7 @@ import (
 
 // endpoint is a container's place on a network, as its owner wants it.
 type endpoint struct {
-	Network  string                     `json:"network"` // ID
+	Network  string                     `json:"network"` // ID; empty: not known before the first start
 	Name     string                     `json:"name"`    // of the network
 	IPAM     *apinet.EndpointIPAMConfig `json:"ipam,omitempty"`
 	MAC      lan.MAC                    `json:"mac,omitzero"`
@@ -72,6 +72,9 @@ func (d *Daemon) endpoints(wishes []endpointWish, links []string) ([]endpoint, e
 	var out []endpoint
 	for i, w := range wishes {
 		n, err := d.findNetwork(w.ref)
+		if dockerapi.Status(err) == http.StatusNotFound { // as with docker, it may be made before the start
+			n, err = &hostNetwork{doc: networkDoc{Name: w.ref}}, nil
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -92,7 +95,7 @@ func (d *Daemon) endpoints(wishes []endpointWish, links []string) ([]endpoint, e
 		if err != nil {
 			return nil, err
 		}
-		if slices.ContainsFunc(out, func(o endpoint) bool { return o.Network == e.Network }) {
+		if slices.ContainsFunc(out, func(o endpoint) bool { return o.Name == e.Name }) {
 			return nil, dockerapi.BadRequest("network %s is named twice", n.doc.Name)
 		}
 		out = append(out, e)
@@ -143,7 +146,7 @@ func (d *Daemon) endpoint(n *hostNetwork, s *apinet.EndpointSettings) (endpoint,
 			return e, dockerapi.BadRequest("invalid endpoint settings:\nuser specified IP address is supported on user defined networks only")
 		}
 		for _, a := range []netip.Addr{i.IPv4Address, i.IPv6Address} {
-			if a.IsValid() && !slices.ContainsFunc(n.doc.Subnets, func(s subnet) bool { return s.Prefix.Contains(a) }) {
+			if a.IsValid() && n.doc.ID != "" && !slices.ContainsFunc(n.doc.Subnets, func(s subnet) bool { return s.Prefix.Contains(a) }) {
 				return e, dockerapi.BadRequest("invalid endpoint settings:\nno configured subnet contains IP address %s", a)
 			}
 		}
@@ -155,10 +158,12 @@ func (d *Daemon) endpoint(n *hostNetwork, s *apinet.EndpointSettings) (endpoint,
 func (c *Container) attach() error {
 	c.d.nets.Lock()
 	defer c.d.nets.Unlock()
-	c.mu.Lock()
-	endpoints, mode := c.rec.Endpoints, c.rec.Network
-	c.mu.Unlock()
-	if mode == string(network.None) {
+	if err := c.resolveEndpoints(); err != nil {
+		return err
+	}
+	f := c.look()
+	endpoints := f.rec.Endpoints
+	if f.rec.Network == string(network.None) {
 		return nil
 	}
 	attached := map[string]network.Segment{}
@@ -171,6 +176,29 @@ func (c *Container) attach() error {
 		attached[e.Network] = s
 	}
 	return c.settleSegments(attached)
+}
+
+// resolveEndpoints finds the networks that were not there when the container was made. The lock of networks is held.
+func (c *Container) resolveEndpoints() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	endpoints := slices.Clone(c.rec.Endpoints)
+	found := false
+	for i, e := range endpoints {
+		if e.Network != "" {
+			continue
+		}
+		n, err := c.d.findNetworkLocked(e.Name)
+		if err != nil {
+			return err
+		}
+		endpoints[i].Network, endpoints[i].Name, found = n.doc.ID, n.doc.Name, true
+	}
+	if !found {
+		return nil
+	}
+	c.rec.Endpoints = endpoints
+	return c.saveLocked()
 }
 
 // settleSegments writes which networks the container is on, and which of them leads outside. The lock of networks is held.
@@ -477,6 +505,54 @@ func (c *Container) tellNetworks(action events.Action) {
 	}
 }
 
+// link is one of a container's, by the names of now.
+type link struct{ id, target, alias string }
+
+func (c *Container) linked(e endpoint) (out []link) {
+	for _, l := range e.Links {
+		id, alias, _ := strings.Cut(l, ":")
+		target := id
+		if o, err := c.d.find(id); err == nil {
+			target = o.name()
+		}
+		out = append(out, link{id, target, alias})
+	}
+	return out
+}
+
+// shownLinks are HostConfig.Links as docker shows them: "/db:/web/alias".
+func (c *Container) shownLinks(f facts) (out []string) {
+	for _, e := range f.rec.Endpoints {
+		if e.Name != bridgeNetwork {
+			continue
+		}
+		for _, l := range c.linked(e) {
+			out = append(out, "/"+l.target+":/"+f.rec.Name+"/"+l.alias)
+		}
+	}
+	return out
+}
+
+// allNames are the container's names as docker lists them: its own, and those that links of others give it.
+func (c *Container) allNames(f facts) []string {
+	var out []string
+	for _, o := range c.d.all() {
+		of := o.look()
+		for _, e := range of.rec.Endpoints {
+			if e.Name != bridgeNetwork {
+				continue
+			}
+			for _, l := range o.linked(e) {
+				if l.id == c.id {
+					out = append(out, "/"+of.rec.Name+"/"+l.alias)
+				}
+			}
+		}
+	}
+	slices.Sort(out)
+	return append([]string{"/" + f.rec.Name}, out...)
+}
+
 // shownEndpoint is one member of NetworkSettings.Networks.
 func (c *Container) shownEndpoint(f facts, e endpoint, version dockerapi.Version) map[string]any {
 	out := map[string]any{
@@ -504,12 +580,8 @@ func (c *Container) shownEndpoint(f facts, e endpoint, version dockerapi.Version
 	}
 	if len(e.Links) > 0 {
 		var links []string
-		for _, l := range e.Links {
-			id, alias, _ := strings.Cut(l, ":")
-			if o, err := c.d.find(id); err == nil {
-				id = o.name()
-			}
-			links = append(links, id+":"+alias)
+		for _, l := range c.linked(e) {
+			links = append(links, l.target+":"+l.alias)
 		}
 		out["Links"] = links
 	}

@@ -77,13 +77,19 @@ func (d *Daemon) images(w http.ResponseWriter, r *dockerapi.Request) error {
 			if err != nil {
 				return err
 			}
-			*into = u.Image.Created()
+			if t := u.Image.Created(); into.IsZero() || t.After(*into) == (key == "since") { // all of them have to match
+				*into = t
+			}
 		}
 	}
 	until := time.Time{}
 	for _, v := range f["until"] {
-		if until, err = dockerapi.ParseTime(v, time.Now()); err != nil {
+		t, err := dockerapi.ParseTime(v, time.Now())
+		if err != nil {
 			return err
+		}
+		if until.IsZero() || t.Before(until) {
+			until = t
 		}
 	}
 	all, err := d.cfg.Store.Images(r.Context())
@@ -131,6 +137,16 @@ func (d *Daemon) imageInspect(w http.ResponseWriter, r *dockerapi.Request) error
 		return err
 	}
 	cfg := u.Image.Config
+	if p := r.Query("platform"); p != "" && r.Version >= 49 {
+		var want struct{ OS, Architecture string }
+		if err := json.Unmarshal([]byte(p), &want); err != nil {
+			return dockerapi.BadRequest("invalid platform %q: want JSON of os and architecture", p)
+		}
+		if want.OS != cfg.OS || normalArchitecture(want.Architecture) != cfg.Architecture {
+			return dockerapi.NotFound("image with reference %s was found but its platform (%s/%s) does not match the specified platform (%s/%s)",
+				r.Var("name"), cfg.OS, cfg.Architecture, want.OS, want.Architecture)
+		}
+	}
 	layers := []string{}
 	for _, l := range cfg.RootFS.DiffIDs {
 		layers = append(layers, string(l))
@@ -210,7 +226,46 @@ func newName(repo, tag string) (image.Reference, error) {
 	if strings.Contains(repo, "@") {
 		return ref, dockerapi.BadRequest("refusing to create a tag with a digest reference")
 	}
+	if familiarWithoutTag(ref.Familiar()) == string(digest.Canonical) {
+		return ref, dockerapi.BadRequest("refusing to create an ambiguous tag using digest algorithm as name")
+	}
 	return ref, nil
+}
+
+// normalArchitecture is the name that images have for what machines call themselves.
+func normalArchitecture(s string) string {
+	switch s = strings.ToLower(s); s {
+	case "x86_64", "x86-64":
+		return "amd64"
+	case "aarch64":
+		return "arm64"
+	}
+	return s
+}
+
+// knownArchitectures are those that a single word may mean.
+var knownArchitectures = []string{"386", "amd64", "arm", "arm64", "loong64", "mips64le", "ppc64le", "riscv64", "s390x", "sparc64"}
+
+// parsePlatform reads OS, ARCHITECTURE or OS/ARCHITECTURE[/VARIANT] with docker's words for what is wrong.
+func parsePlatform(s string) (os, arch string, err error) {
+	parts := strings.Split(strings.ToLower(s), "/")
+	for _, p := range parts {
+		if p == "" || strings.Trim(p, "abcdefghijklmnopqrstuvwxyz0123456789_.-") != "" || len(parts) > 3 {
+			return "", "", dockerapi.BadRequest("%q is an invalid OS component of %q: platform specifier component must match [A-Za-z0-9_.-]+", p, s)
+		}
+	}
+	if len(parts) > 1 {
+		return parts[0], normalArchitecture(parts[1]), nil
+	}
+	switch arch = normalArchitecture(parts[0]); {
+	case parts[0] == "linux":
+		return "linux", "amd64", nil
+	case parts[0] == "macos" || parts[0] == "darwin" || parts[0] == "windows" || parts[0] == "freebsd":
+		return parts[0], "amd64", nil
+	case slices.Contains(knownArchitectures, arch):
+		return "linux", arch, nil
+	}
+	return "", "", dockerapi.BadRequest("%q: unknown operating system or architecture: invalid argument", s)
 }
 
 func (d *Daemon) imageEvent(action events.Action, id, name string) {
@@ -223,13 +278,17 @@ func (d *Daemon) save(w http.ResponseWriter, r *dockerapi.Request) error {
 	if name := r.Var("name"); name != "" {
 		names = []string{name}
 	}
-	for _, n := range names { // what is not there is said while that can be said
-		if _, err := d.lookup(r.Context(), n); err != nil {
-			return err
-		}
+	if len(r.Form["platform"]) > 1 {
+		return dockerapi.BadRequest("multiple platform parameters not supported")
 	}
 	w.Header().Set("Content-Type", "application/x-tar")
-	if err := d.cfg.Store.Save(r.Context(), w, names); err != nil {
+	err := d.cfg.Store.Save(r.Context(), w, names) // what is not there it says before it writes anything
+	switch {
+	case errors.Is(err, image.ErrNotFound) && len(names) == 1:
+		return dockerapi.NotFound("No such image: %s", withTag(names[0]))
+	case errors.Is(err, image.ErrNotFound):
+		return dockerapi.NotFound("%w", err)
+	case err != nil:
 		return err
 	}
 	for _, n := range names {
@@ -259,17 +318,12 @@ func (d *Daemon) push(w http.ResponseWriter, r *dockerapi.Request) error {
 	if o.Keychain, err = keychain(r.Header.Get("X-Registry-Auth")); err != nil {
 		return err
 	}
-	out, err := dockerapi.NewJSONStream(w)
-	if err != nil {
-		return err
-	}
-	t := &teller{out: out, last: map[digest.Digest]time.Time{}, verb: "Pushing", done: "Pushed", exists: "Layer already exists"}
+	t := &teller{out: dockerapi.NewJSONStream(w), last: map[digest.Digest]time.Time{}, verb: "Pushing", done: "Pushed", exists: "Layer already exists"}
 	t.say(progress{Status: fmt.Sprintf("The push refers to repository [%s]", familiarWithoutTag(ref.Name()))})
 	o.Progress = t.event
 	desc, err := d.cfg.Store.Push(r.Context(), ref, o)
 	if err != nil {
-		t.fail(err)
-		return nil
+		return t.fail(err)
 	}
 	t.say(progress{Status: fmt.Sprintf("%s: digest: %s size: %d", lastTag(ref.Familiar()), desc.Digest, desc.Size)})
 	d.imageEvent(events.ActionPush, ref.Familiar(), familiarWithoutTag(ref.Familiar()))
@@ -281,7 +335,17 @@ func (d *Daemon) importImage(w http.ResponseWriter, r *dockerapi.Request) error 
 	if src := r.Query("fromSrc"); src != "-" {
 		return dockerapi.Errorf(http.StatusNotImplemented, "import from %q is refused: the daemon fetches nothing but from registries; give the archive on standard input", src)
 	}
-	o := image.ImportOptions{Changes: r.Form["changes"], Message: r.Query("message"), Platform: r.Query("platform")}
+	o := image.ImportOptions{Changes: r.Form["changes"], Message: r.Query("message")}
+	if p := r.Query("platform"); p != "" {
+		os, arch, err := parsePlatform(p)
+		if err != nil {
+			return err
+		}
+		if os != "linux" {
+			return dockerapi.BadRequest("operating system is not supported: %s", os)
+		}
+		o.Architecture = arch
+	}
 	if repo := r.Query("repo"); repo != "" {
 		var err error
 		if o.Ref, err = newName(repo, r.Query("tag")); err != nil {
@@ -298,12 +362,8 @@ func (d *Daemon) importImage(w http.ResponseWriter, r *dockerapi.Request) error 
 	if err != nil {
 		return err
 	}
-	out, err := dockerapi.NewJSONStream(w)
-	if err != nil {
-		return err
-	}
 	d.imageEvent(events.ActionImport, string(img.ConfigDigest), string(img.ConfigDigest))
-	return out.Write(progress{Status: string(img.ConfigDigest)})
+	return dockerapi.NewJSONStream(w).Write(progress{Status: string(img.ConfigDigest)})
 }
 
 // progress is a line of docker's progress.
@@ -330,17 +390,31 @@ type teller struct {
 	mu   sync.Mutex
 	out  *dockerapi.JSONStream
 	last map[digest.Digest]time.Time
+	// first goes before whatever is said first: there is an image, and the answer is no error any more.
+	first *progress
 
 	verb, done, exists string // docker's words
 }
 
-func (t *teller) fail(err error) {
+// fail says the error, which is the whole answer when nothing else was said.
+func (t *teller) fail(err error) error {
+	t.mu.Lock()
+	begun := t.out.Begun()
+	t.mu.Unlock()
+	if !begun {
+		return err
+	}
 	t.say(progress{ErrorObj: &progressError{err.Error()}, Error: err.Error()})
+	return nil
 }
 
 func (t *teller) say(p progress) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.first != nil {
+		_ = t.out.Write(*t.first)
+		t.first = nil
+	}
 	_ = t.out.Write(p) // a client that has gone ends the request's context
 }
 
@@ -400,21 +474,28 @@ func (d *Daemon) pull(w http.ResponseWriter, r *dockerapi.Request) error {
 	if err != nil {
 		return dockerapi.BadRequest("invalid reference format: %w", err)
 	}
-	options := image.PullOptions{Policy: image.Always, PlainHTTP: d.cfg.PlainHTTP, Platform: r.Query("platform")}
+	options := image.PullOptions{Policy: image.Always, PlainHTTP: d.cfg.PlainHTTP}
+	if p := r.Query("platform"); p != "" {
+		os, arch, err := parsePlatform(p)
+		if err != nil {
+			return err
+		}
+		options.Platform = os + "/" + arch
+	}
 	if options.Keychain, err = keychain(r.Header.Get("X-Registry-Auth")); err != nil {
 		return err
 	}
-	out, err := dockerapi.NewJSONStream(w)
-	if err != nil {
-		return err
-	}
-	t := &teller{out: out, last: map[digest.Digest]time.Time{}, verb: "Downloading", done: "Pull complete", exists: "Already exists"}
-	t.say(progress{Status: "Pulling from " + familiarWithoutTag(ref.Familiar()), ID: lastTag(ref.Familiar())})
+	t := &teller{out: dockerapi.NewJSONStream(w), last: map[digest.Digest]time.Time{}, verb: "Downloading", done: "Pull complete", exists: "Already exists"}
+	t.first = &progress{Status: "Pulling from " + familiarWithoutTag(ref.Familiar()), ID: lastTag(ref.Familiar())}
 	options.Progress = t.event
 	img, err := d.cfg.Store.Pull(r.Context(), ref, options)
-	if err != nil {
-		t.fail(err)
-		return nil
+	switch {
+	case errors.Is(err, image.ErrUnauthorized):
+		return t.fail(dockerapi.NotFound("pull access denied for %s, repository does not exist or may require 'docker login': %w", familiarWithoutTag(ref.Familiar()), err))
+	case errors.Is(err, image.ErrNotFound):
+		return t.fail(dockerapi.NotFound("manifest for %s not found: manifest unknown: %w", ref.Familiar(), err))
+	case err != nil:
+		return t.fail(err)
 	}
 	t.say(progress{Status: "Digest: " + string(img.Digest)})
 	t.say(progress{Status: "Status: Downloaded newer image for " + ref.Familiar()})
@@ -457,19 +538,14 @@ func (d *Daemon) loadImages(w http.ResponseWriter, r *dockerapi.Request) error {
 	if err := http.NewResponseController(w).EnableFullDuplex(); err != nil { // the answer begins before the archive ends
 		return err
 	}
-	out, err := dockerapi.NewJSONStream(w)
-	if err != nil {
-		return err
-	}
-	t := &teller{out: out, last: map[digest.Digest]time.Time{}, verb: "Downloading", done: "Pull complete", exists: "Already exists"}
+	t := &teller{out: dockerapi.NewJSONStream(w), last: map[digest.Digest]time.Time{}, verb: "Downloading", done: "Pull complete", exists: "Already exists"}
 	options := image.PullOptions{AnyPlatform: true}
 	if !r.Bool("quiet") {
 		options.Progress = t.event
 	}
 	images, err := d.cfg.Store.Load(r.Context(), r.Body, options)
 	if err != nil {
-		t.fail(err)
-		return nil
+		return t.fail(err)
 	}
 	_, _ = io.Copy(io.Discard, io.LimitReader(r.Body, 1<<20)) // what follows the archive
 	for _, img := range images {

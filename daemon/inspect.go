@@ -22,6 +22,7 @@ import (
 // inspect shows a container as docker does.
 func (d *Daemon) inspect(w http.ResponseWriter, r *dockerapi.Request, c *Container) error {
 	f := c.look()
+	f.rec.HostConfig.Links = c.shownLinks(f)
 	s := &c.b.Pod.Containers[0]
 	args := s.Args()
 	out := map[string]any{
@@ -231,7 +232,7 @@ func (c *Container) summary(f facts, now time.Time, version dockerapi.Version) m
 		}
 		ports = append(ports, m)
 	}
-	return map[string]any{"Id": c.id, "Names": []string{"/" + f.rec.Name}, "Image": f.rec.Config.Image, "ImageID": s.Image.ConfigID,
+	return map[string]any{"Id": c.id, "Names": c.allNames(f), "Image": f.rec.Config.Image, "ImageID": s.Image.ConfigID,
 		"Command": shape.Command(s.Args()), "Created": s.Created.Unix(), "Ports": ports, "Labels": f.rec.Config.Labels,
 		"State": f.state.Status, "Status": shape.Status(f.state, now), "HostConfig": map[string]any{"NetworkMode": f.rec.HostConfig.NetworkMode},
 		"NetworkSettings": map[string]any{"Networks": c.shownNetworks(f, version)}, "Mounts": c.mountPoints(s)}

@@ -69,7 +69,7 @@ func refusals(r *request) []refusal {
 		{"HostConfig.CgroupParent", h.CgroupParent != "", ownKernel},
 		{"HostConfig.Cgroup", h.Cgroup != "", ownKernel},
 		{"HostConfig.CgroupnsMode", !slices.Contains([]container.CgroupnsMode{"", "private"}, h.CgroupnsMode), ownKernel},
-		{"HostConfig.IpcMode", !slices.Contains([]container.IpcMode{"", "private", "shareable"}, h.IpcMode), ownKernel},
+		{"HostConfig.IpcMode", !slices.Contains([]container.IpcMode{"", "private", "shareable", "none"}, h.IpcMode), ownKernel},
 		{"HostConfig.PidMode", h.PidMode != "" && h.PidMode != "private", ownKernel},
 		{"HostConfig.UTSMode", h.UTSMode != "", ownKernel},
 		{"HostConfig.BlkioWeightDevice", len(h.BlkioWeightDevice) > 0, ownKernel},
@@ -85,8 +85,6 @@ func refusals(r *request) []refusal {
 		{"HostConfig.Umask", h.Umask != nil, "it is not known here yet"},
 		{"HostConfig.VolumeDriver", h.VolumeDriver != "" && h.VolumeDriver != localDriver, "volumes are disks of this host: there is the driver local alone"},
 		{"HostConfig.LogConfig.Type", !slices.Contains([]string{"", logDriver, "local"}, h.LogConfig.Type), "logs are kept in the form of " + logDriver + " alone"},
-		{"HostConfig.MaskedPaths", h.MaskedPaths != nil, "the paths that a container sees covered are docker's own list (none with --privileged)"},
-		{"HostConfig.ReadonlyPaths", h.ReadonlyPaths != nil, "the paths that a container may not write are docker's own list (none with --privileged)"},
 		{"HostConfig.Isolation", !h.Isolation.IsDefault(), "it is of Windows"},
 		{"HostConfig.CpuCount", h.CPUCount != 0, "it is of Windows"},
 		{"HostConfig.CpuPercent", h.CPUPercent != 0, "it is of Windows"},
@@ -173,8 +171,14 @@ func (w *wish) container(r *request, img dockerspec.DockerOCIImageConfig, from [
 		Entrypoint: cfg.Entrypoint, Cmd: cfg.Cmd, WorkingDir: cmp.Or(cfg.WorkingDir, img.WorkingDir), User: cmp.Or(cfg.User, img.User),
 		GroupAdd: h.GroupAdd, TTY: cfg.Tty, OpenStdin: cfg.OpenStdin, StdinOnce: cfg.StdinOnce,
 		StopSignal: cmp.Or(cfg.StopSignal, img.StopSignal), StopTimeout: cfg.StopTimeout,
-		ReadOnly: h.ReadonlyRootfs, Privileged: h.Privileged, OOMScoreAdj: h.OomScoreAdj, ShmSize: h.ShmSize,
+		ReadOnly: h.ReadonlyRootfs, Privileged: h.Privileged, OOMScoreAdj: h.OomScoreAdj, ShmSize: h.ShmSize, NoShm: h.IpcMode.IsNone(),
 		Sysctls: h.Sysctls, Init: h.Init != nil && *h.Init,
+	}
+	if h.MaskedPaths != nil {
+		c.MaskedPaths = &h.MaskedPaths
+	}
+	if h.ReadonlyPaths != nil {
+		c.ReadonlyPaths = &h.ReadonlyPaths
 	}
 	// docker's rule: a command alone keeps the image's entrypoint, an entrypoint forgets the image's command. A list with one
 	// empty word takes the image's entrypoint away.
@@ -412,7 +416,7 @@ func resources(r *container.Resources) (*spec.Resources, error) {
 	case r.CPUQuota > 0 && r.CPUQuota < 1000:
 		return nil, dockerapi.BadRequest("CPU cfs quota can not be less than 1ms (i.e. 1000)")
 	case r.CPUShares < 0:
-		return nil, dockerapi.BadRequest("shares are too small: %d", r.CPUShares)
+		return nil, dockerapi.BadRequest("invalid CPU shares (%d): value must be a positive integer", r.CPUShares)
 	case r.BlkioWeight != 0 && (r.BlkioWeight < 10 || r.BlkioWeight > 1000):
 		return nil, dockerapi.BadRequest("Range of blkio weight is from 10 to 1000")
 	}
@@ -713,8 +717,10 @@ func longMount(m mount.Mount) (spec.Mount, *volumeUse, error) {
 			switch {
 			case o.Subpath != "":
 				return bad("VolumeOptions.Subpath is refused: it is not known here yet")
-			case o.DriverConfig != nil && (o.DriverConfig.Name != "" && o.DriverConfig.Name != localDriver || len(o.DriverConfig.Options) > 0):
-				return bad("VolumeOptions.DriverConfig is refused: there is the driver local alone, without options")
+			case o.DriverConfig != nil && o.DriverConfig.Name != "" && o.DriverConfig.Name != localDriver:
+				return out, nil, noVolumeDriver(o.DriverConfig.Name)
+			case o.DriverConfig != nil && len(o.DriverConfig.Options) > 0:
+				return bad("VolumeOptions.DriverConfig.Options is refused: make the volume with its options first (docker volume create)")
 			}
 		}
 		if v.name != "" {

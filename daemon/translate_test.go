@@ -126,7 +126,7 @@ var honoured = strings.Fields(`
 	Config.Shell
 	HostConfig.Binds HostConfig.ContainerIDFile HostConfig.NetworkMode HostConfig.PortBindings HostConfig.RestartPolicy
 	HostConfig.AutoRemove HostConfig.ConsoleSize HostConfig.Annotations HostConfig.CapAdd HostConfig.CapDrop HostConfig.Dns
-	HostConfig.DnsOptions HostConfig.DnsSearch HostConfig.ExtraHosts HostConfig.Links HostConfig.GroupAdd HostConfig.OomScoreAdj
+	HostConfig.DnsOptions HostConfig.DnsSearch HostConfig.ExtraHosts HostConfig.Links HostConfig.MaskedPaths HostConfig.ReadonlyPaths HostConfig.GroupAdd HostConfig.OomScoreAdj
 	HostConfig.Privileged HostConfig.PublishAllPorts HostConfig.ReadonlyRootfs HostConfig.SecurityOpt HostConfig.StorageOpt
 	HostConfig.Tmpfs HostConfig.VolumesFrom HostConfig.ShmSize HostConfig.Sysctls HostConfig.Runtime HostConfig.Mounts HostConfig.Init
 	HostConfig.CpuShares HostConfig.Memory HostConfig.NanoCpus HostConfig.BlkioWeight HostConfig.CpuPeriod HostConfig.CpuQuota
@@ -179,7 +179,6 @@ func TestRefusals(t *testing.T) {
 		`{"HostConfig":{"LogConfig":{"Type":"syslog"}}}`:                  "HostConfig.LogConfig.Type",
 		`{"HostConfig":{"NetworkMode":"host"}}`:                           "HostConfig.NetworkMode host",
 		`{"HostConfig":{"SecurityOpt":["apparmor=docker-default"]}}`:      "HostConfig.SecurityOpt",
-		`{"HostConfig":{"MaskedPaths":[]}}`:                               "HostConfig.MaskedPaths",
 		`{"HostConfig":{"UTSMode":"host"}}`:                               "HostConfig.UTSMode",
 		`{"HostConfig":{"CgroupParent":"/x"}}`:                            "HostConfig.CgroupParent",
 		`{"HostConfig":{"PortBindings":{"80/sctp":[{"HostPort":"80"}]}}}`: "HostConfig.PortBindings",

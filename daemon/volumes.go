@@ -168,7 +168,7 @@ func (d *Daemon) volumeCreate(w http.ResponseWriter, r *dockerapi.Request) error
 		return err
 	}
 	if q.Driver != "" && q.Driver != localDriver {
-		return dockerapi.NotFound("error looking up volume plugin %s: plugin %q not found: volumes are disks of this host (driver local)", q.Driver, q.Driver)
+		return noVolumeDriver(q.Driver)
 	}
 	use := volumeUse{name: q.Name, labels: q.Labels, options: q.DriverOpts, anonymous: q.Name == ""}
 	if use.name == "" {
@@ -272,4 +272,8 @@ func (d *Daemon) volumePrune(w http.ResponseWriter, r *dockerapi.Request) error 
 		report.SpaceReclaimed += uint64(n)
 	}
 	return dockerapi.WriteJSON(w, http.StatusOK, report)
+}
+
+func noVolumeDriver(name string) error {
+	return dockerapi.NotFound("error looking up volume plugin %s: plugin %q not found: volumes are disks of this host (driver local)", name, name)
 }

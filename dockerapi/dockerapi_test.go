@@ -436,9 +436,9 @@ func TestAwaitGone(t *testing.T) {
 
 func TestJSONStream(t *testing.T) {
 	path := serveUnix(t, testAPI(Route{Method: "GET", Path: "/s", Handle: func(w http.ResponseWriter, r *Request) error {
-		s, err := NewJSONStream(w)
-		if err != nil {
-			return err
+		s := NewJSONStream(w)
+		if s.Begun() {
+			return errors.New("begun before anything was said")
 		}
 		for i := range 2 {
 			if err := s.Write(map[string]any{"n": i, "html": "<&>"}); err != nil {

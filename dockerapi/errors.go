@@ -99,11 +99,8 @@ func ReadJSON(r *Request, v any, optional bool) error {
 		}
 		return BadRequest("invalid JSON: got EOF while reading request body")
 	}
-	if ct := r.Header.Get("Content-Type"); ct != "" {
-		media, _, _ := strings.Cut(ct, ";")
-		if strings.TrimSpace(strings.ToLower(media)) != "application/json" {
-			return BadRequest("unsupported Content-Type header (%s): must be 'application/json'", ct)
-		}
+	if err := CheckContentType(r); err != nil {
+		return err
 	}
 	d := json.NewDecoder(bytes.NewReader(b))
 	if err := d.Decode(v); err != nil {
@@ -118,24 +115,50 @@ func ReadJSON(r *Request, v any, optional bool) error {
 	return nil
 }
 
-// JSONStream writes values one after another, each flushed at once.
-type JSONStream struct {
-	w   http.ResponseWriter
-	ctl *http.ResponseController
-	enc *json.Encoder
+// CheckContentType refuses a request whose body is said to be something other than JSON.
+func CheckContentType(r *Request) error {
+	ct := r.Header.Get("Content-Type")
+	if media, _, _ := strings.Cut(ct, ";"); ct != "" && strings.TrimSpace(strings.ToLower(media)) != "application/json" {
+		return BadRequest("unsupported Content-Type header (%s): must be 'application/json'", ct)
+	}
+	return nil
 }
 
-// NewJSONStream begins an answer that is a stream of JSON values; its header is sent at once.
-func NewJSONStream(w http.ResponseWriter) (*JSONStream, error) {
-	w.Header().Set("Content-Type", "application/json")
+// JSONStream is an answer of values one after another, each flushed at once. Until it has begun, the answer can still be an error.
+type JSONStream struct {
+	w     http.ResponseWriter
+	ctl   *http.ResponseController
+	enc   *json.Encoder
+	begun bool
+}
+
+// NewJSONStream makes one, which begins with its first value or by Begin.
+func NewJSONStream(w http.ResponseWriter) *JSONStream {
 	s := &JSONStream{w: w, ctl: http.NewResponseController(w), enc: json.NewEncoder(w)}
 	s.enc.SetEscapeHTML(false)
-	w.WriteHeader(http.StatusOK)
-	return s, s.ctl.Flush()
+	return s
 }
+
+// Begin sends the header.
+func (s *JSONStream) Begin() error {
+	s.begin()
+	return s.ctl.Flush()
+}
+
+func (s *JSONStream) begin() {
+	if !s.begun {
+		s.begun = true
+		s.w.Header().Set("Content-Type", "application/json")
+		s.w.WriteHeader(http.StatusOK)
+	}
+}
+
+// Begun says whether the header was sent.
+func (s *JSONStream) Begun() bool { return s.begun }
 
 // Write sends one value.
 func (s *JSONStream) Write(v any) error {
+	s.begin()
 	if err := s.enc.Encode(v); err != nil {
 		return err
 	}

@@ -40,8 +40,8 @@ func (s Events[E]) Serve(w http.ResponseWriter, r *Request) error {
 	}
 	past, live, cancel := s.Listen(from)
 	defer cancel()
-	out, err := NewJSONStream(w)
-	if err != nil {
+	out := NewJSONStream(w)
+	if err := out.Begin(); err != nil {
 		return err
 	}
 	send := func(e E) error {

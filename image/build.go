@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -29,10 +30,10 @@ type ImportOptions struct {
 	Ref     Reference // the image's name; the zero Reference: none, it is then a dangling image
 	Changes []string  // Dockerfile instructions, see ApplyChanges
 	Message string    // the comment in the image's history
-	// Platform is empty or linux/amd64.
-	Platform string
-	Created  time.Time // zero: now
-	Limits   layer.Limits
+	// Architecture is that of the image's programs; empty: amd64. An image of another one does not run here.
+	Architecture string
+	Created      time.Time // zero: now
+	Limits       layer.Limits
 }
 
 // Import makes an image of one layer from a tar of a root file system, which may be compressed (gzip, zstd, bzip2), as
@@ -46,7 +47,7 @@ func (s *Store) Import(ctx context.Context, tar io.Reader, o ImportOptions) (*Im
 }
 
 func (s *Store) doImport(ctx context.Context, tar io.Reader, o ImportOptions) (*Image, error) {
-	p := PullOptions{Platform: o.Platform, Limits: o.Limits}
+	p := PullOptions{Limits: o.Limits}
 	if err := p.check(); err != nil {
 		return nil, err
 	}
@@ -54,7 +55,7 @@ func (s *Store) doImport(ctx context.Context, tar io.Reader, o ImportOptions) (*
 	if err != nil {
 		return nil, err
 	}
-	b := build{store: s, ref: o.Ref, transport: Imported, limits: o.Limits, run: config}
+	b := build{store: s, ref: o.Ref, transport: Imported, limits: o.Limits, run: config, architecture: o.Architecture}
 	b.history = ocispec.History{Comment: o.Message}
 	b.created = o.Created
 	return b.make(ctx, tar)
@@ -105,15 +106,16 @@ func (s *Store) commit(ctx context.Context, base *Image, tar io.Reader, o Commit
 
 // build is an image in the making.
 type build struct {
-	store     *Store
-	ref       Reference
-	transport Transport
-	limits    layer.Limits
-	run       RunConfig
-	base      *Image // nil: none
-	author    string
-	history   ocispec.History // of the new layer
-	created   time.Time
+	store        *Store
+	ref          Reference
+	transport    Transport
+	limits       layer.Limits
+	run          RunConfig
+	base         *Image // nil: none
+	author       string
+	architecture string          // empty: the base's, or amd64
+	history      ocispec.History // of the new layer
+	created      time.Time
 }
 
 func (b *build) make(ctx context.Context, tar io.Reader) (_ *Image, err error) {
@@ -227,7 +229,10 @@ func (b *build) record(ctx context.Context, layers []Layer) (*Image, error) {
 		c.Image = b.base.Config.Image
 		c.History = c.History[:len(c.History):len(c.History)]
 	}
-	c.OS, c.Architecture = "linux", "amd64"
+	c.OS = "linux"
+	if c.Architecture = cmp.Or(b.architecture, c.Architecture); c.Architecture == "" {
+		c.Architecture = "amd64"
+	}
 	c.Created, c.Author = &b.created, b.author
 	b.history.Created = &b.created
 	c.History = append(c.History, b.history)

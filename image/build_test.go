@@ -149,7 +149,7 @@ func TestImport(t *testing.T) {
 	var first *Image
 	for name, in := range map[string][]byte{"plain": b, "gzip": gz.Bytes(), "zstd": zs.Bytes()} {
 		img, err := s.Import(t.Context(), bytes.NewReader(in), ImportOptions{
-			Ref: parse(t, "imported:"+name), Changes: []string{"CMD /a"}, Message: "words", Created: created, Platform: "linux/amd64",
+			Ref: parse(t, "imported:"+name), Changes: []string{"CMD /a"}, Message: "words", Created: created, Architecture: "amd64",
 		})
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
@@ -205,7 +205,6 @@ func TestImportRefuses(t *testing.T) {
 		{"xz", strings.NewReader("\xfd7zXZ\x00 and more"), ImportOptions{}, ErrUnsupported, "unxz"},
 		{"change", bytes.NewReader(b), ImportOptions{Changes: []string{"RUN x"}}, ErrChange, "run is not a valid change command"},
 		{"many changes", bytes.NewReader(b), ImportOptions{Changes: []string{strings.Repeat("# \n", 1<<19)}}, ErrChange, "limit"},
-		{"platform", bytes.NewReader(b), ImportOptions{Platform: "linux/arm64"}, nil, "linux/amd64 only"},
 		{"limit", bytes.NewReader(b), ImportOptions{Limits: layer.Limits{Bytes: 50_000}}, layer.ErrLimit, "--max-layer-size"},
 		{"digest", bytes.NewReader(b), ImportOptions{Ref: parse(t, "x@"+digest.FromString("x").String())}, nil, "by digest"},
 	} {

@@ -97,7 +97,7 @@ func TestPublishOtherFamily(t *testing.T) {
 	}
 }
 
-// Nobody listens in the guest: the client is reset at once. Nobody is there yet: the client waits for the guest.
+// Nobody listens in the guest: the client is reset at once. Nobody is there yet, or the guest is young: the client waits.
 func TestPublishEarly(t *testing.T) {
 	u := openWire(t, Config{Ports: []Port{{Proto: "tcp", HostIP: netip.MustParseAddr("127.0.0.1"), ContainerPort: 80}}})
 	at := join(u.Ports()[0].HostIP, u.Ports()[0].HostPort)
@@ -117,6 +117,22 @@ func TestPublishEarly(t *testing.T) {
 		t.Errorf("a client that came before the machine: got %q, %v", got, err)
 	}
 	_ = l.Close()
+	hasty, err := net.Dial("tcp", at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hasty.Close()
+	time.Sleep(3 * retryRefused) // so that it is refused at first
+	l = g.listen("tcp", ":80")
+	in = accept(t, l)
+	_, _ = in.Write([]byte("here"))
+	_ = in.Close()
+	_ = hasty.SetDeadline(time.Now().Add(20 * time.Second))
+	if got, err := io.ReadAll(hasty); string(got) != "here" || err != nil {
+		t.Errorf("a client that came before the server: got %q, %v", got, err)
+	}
+	_ = l.Close()
+	u.stack().born = time.Now().Add(-youth)
 	late, err := net.Dial("tcp", at)
 	if err == nil { // else the reset came even earlier
 		_ = late.SetDeadline(time.Now().Add(5 * time.Second))

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"sync"
 	"syscall"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -59,6 +60,7 @@ type stackConfig struct {
 	dns      *resolver
 	gate     *gate
 	log      *slog.Logger
+	born     time.Time // when the machine got its wire
 }
 
 // newNetstack makes a stack. Flows are aborted when ctx is done; when machine is, which is before that, they bring to

@@ -22,8 +22,11 @@ import (
 
 const (
 	// guestDialTimeout is how long a client of a published port waits for a guest that does not answer at all, such as
-	// one that still boots. A guest that refuses is believed at once.
+	// one that still boots. A guest that refuses is believed at once, unless it is young.
 	guestDialTimeout = 10 * time.Second
+	// youth is how long after its start a guest's refusal may only mean that its server does not listen yet: the client waits.
+	youth        = 5 * time.Second
+	retryRefused = 20 * time.Millisecond
 	// drainTimeout is how long a finished flow may take to bring its last bytes to a slow guest.
 	drainTimeout = 2 * time.Minute
 	// A guest that vanished (a namespace taken down) sends no FIN.
@@ -210,18 +213,30 @@ func (n *netstack) publishTCP(ctx context.Context, p published, host *net.TCPCon
 	}
 	dialCtx, cancel := context.WithTimeout(n.machine, guestDialTimeout)
 	defer cancel()
-	for _, guest := range guests {
-		if !guest.IsValid() {
-			continue
+	for {
+		refused := true
+		for _, guest := range guests {
+			if !guest.IsValid() {
+				continue
+			}
+			ep, wq, err := n.dialGuest(dialCtx, client, netip.AddrPortFrom(guest, p.ContainerPort))
+			if err == nil {
+				n.splice(ctx, ep, wq, host)
+				return
+			}
+			if _, refused = err.(*tcpip.ErrConnectionRefused); !refused {
+				break
+			}
 		}
-		ep, wq, err := n.dialGuest(dialCtx, client, netip.AddrPortFrom(guest, p.ContainerPort))
-		if err == nil {
-			n.splice(ctx, ep, wq, host)
-			return
-		}
-		if _, refused := err.(*tcpip.ErrConnectionRefused); !refused {
+		if !refused || time.Since(n.born) > youth {
 			break
 		}
+		select { // nobody tells when a server begins to listen
+		case <-time.After(retryRefused):
+			continue
+		case <-dialCtx.Done():
+		}
+		break
 	}
 	abortTCP(host)
 }

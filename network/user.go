@@ -114,6 +114,7 @@ type user struct {
 	config   Config
 	log      *slog.Logger
 	plan     plan // of a wire of its own
+	born     time.Time
 	ports    []published
 	resolver *resolver
 
@@ -142,7 +143,7 @@ func openUser(ctx context.Context, c Config, log *slog.Logger) (_ *user, retErr 
 	if c.MTU == 0 {
 		c.MTU = DefaultMTU
 	}
-	u := &user{config: c, log: log}
+	u := &user{config: c, log: log, born: time.Now()}
 	// The wire outlives the call: only Close ends it.
 	u.run, u.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	machine, gone := context.WithCancel(u.run)

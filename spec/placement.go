@@ -86,8 +86,8 @@ const ResolverAddress = "127.0.0.11"
 type Interface struct {
 	Name      string   `json:"name"`          // inside the pod, "eth0"
 	Tag       int      `json:"tag,omitempty"` // of IEEE 802.1Q
-	MAC       string   `json:"mac"`       //
-	MTU       int      `json:"mtu"`       //
-	Addresses []string `json:"addresses"` // prefixes, IPv4 and IPv6: "10.0.2.15/24"
-	Gateways  []string `json:"gateways"`  // default routes, at most one per family
+	MAC       string   `json:"mac"`           //
+	MTU       int      `json:"mtu"`           //
+	Addresses []string `json:"addresses"`     // prefixes, IPv4 and IPv6: "10.0.2.15/24"
+	Gateways  []string `json:"gateways"`      // default routes, at most one per family
 }

@@ -105,7 +105,13 @@ type Container struct {
 	Mounts     []Mount `json:"mounts,omitempty"`
 	ReadOnly   bool    `json:"read_only,omitempty"`
 	ShmSize    int64   `json:"shm_size,omitempty"` // bytes; zero: 64 MiB
+	NoShm      bool    `json:"no_shm,omitempty"`   // there is no /dev/shm
 	Privileged bool    `json:"privileged,omitempty"`
+
+	// MaskedPaths are covered, ReadonlyPaths cannot be written; nil: DefaultMaskedPaths and DefaultReadonlyPaths. A privileged
+	// container has none.
+	MaskedPaths   *[]string `json:"masked_paths,omitempty"`
+	ReadonlyPaths *[]string `json:"readonly_paths,omitempty"`
 
 	CapAdd      []string            `json:"cap_add,omitempty"`
 	CapDrop     []string            `json:"cap_drop,omitempty"`
@@ -426,6 +432,19 @@ func (c *Container) validate(volumes, earlier map[string]bool) error {
 	case c.ShmSize < 0:
 		return errors.New(".shm_size: negative")
 	}
+	for field, list := range map[string]*[]string{"masked_paths": c.MaskedPaths, "readonly_paths": c.ReadonlyPaths} {
+		if list == nil {
+			continue
+		}
+		if len(*list) > maxPaths {
+			return fmt.Errorf(".%s: %d are more than the limit of %d", field, len(*list), maxPaths)
+		}
+		for i, p := range *list {
+			if !strings.HasPrefix(p, "/") || strings.ContainsRune(p, 0) {
+				return fmt.Errorf(".%s[%d]: %q is not an absolute path", field, i, p)
+			}
+		}
+	}
 	for i, l := range c.Image.Layers {
 		if !isDigest(l) {
 			return fmt.Errorf(".image.layers[%d]: %q is not a sha256 digest", i, l)
@@ -467,4 +486,20 @@ func (c *Container) validate(volumes, earlier map[string]bool) error {
 		}
 	}
 	return nil
+}
+
+// maxPaths bounds MaskedPaths and ReadonlyPaths.
+const maxPaths = 256
+
+// DefaultMaskedPaths are the paths that docker covers.
+func DefaultMaskedPaths() []string {
+	return []string{
+		"/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats",
+		"/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap",
+	}
+}
+
+// DefaultReadonlyPaths are those that docker makes read-only.
+func DefaultReadonlyPaths() []string {
+	return []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
 }

@@ -18,6 +18,9 @@ type Config struct {
 
 	Mounts  []Mount // in this order, after the default ones
 	ShmSize int64   // bytes; zero: 64 MiB
+	NoShm   bool    // nothing is mounted at /dev/shm
+	// MaskedPaths and ReadonlyPaths are in place of docker's; nil: docker's.
+	MaskedPaths, ReadonlyPaths *[]string
 
 	Privileged bool
 	Devices    []specs.LinuxDevice // beside the default ones
@@ -100,11 +103,10 @@ var defaultLinks = []struct{ path, target string }{
 	{"/dev/ptmx", "pts/ptmx"},
 }
 
-// maskedFiles, maskedDirs and readonlyPaths are docker's. The kernel decides which of them are directories.
+// maskedFiles and maskedDirs are spec.DefaultMaskedPaths. The kernel decides which of them are directories.
 var (
-	maskedFiles   = []string{"/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug"}
-	maskedDirs    = []string{"/proc/asound", "/proc/acpi", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap"}
-	readonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
+	maskedFiles = []string{"/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug"}
+	maskedDirs  = []string{"/proc/asound", "/proc/acpi", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap"}
 )
 
 // capabilities in the kernel's numbering (linux/capability.h).

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/kcradle/kcradle/guest/reap"
 	"github.com/kcradle/kcradle/guest/sandboxtest"
+	"github.com/kcradle/kcradle/spec"
 )
 
 func TestMain(m *testing.M) { sandboxtest.Inside(m) }
@@ -135,6 +137,11 @@ func TestView(t *testing.T) {
 		{"sysctl", func(c *Config) { c.Sysctls = []Sysctl{{"kernel.msgmax", "4321"}} }, "cat /proc/sys/kernel/msgmax", "4321"},
 		{"oom score", func(c *Config) { c.Process.OOMScoreAdj = 321 }, "cat /proc/self/oom_score_adj", "321"},
 		{"umask", nil, "umask", "0022"},
+		{"no shm", func(c *Config) { c.NoShm = true }, "grep ' /dev/shm ' /proc/mounts | wc -l", "0"},
+		{"other masked paths", func(c *Config) { c.MaskedPaths = &[]string{"/proc/version", "/proc/tty", "/nowhere"} },
+			"cat /proc/version | wc -c; ls /proc/tty | wc -l; head -c 3 /proc/interrupts | wc -c", "0\n0\n3"},
+		{"other read-only paths", func(c *Config) { c.ReadonlyPaths = &[]string{"/proc/tty"} },
+			"grep -c ' /proc/tty proc ro' /proc/mounts; grep ' /proc/bus ' /proc/mounts | wc -l", "1\n0"},
 		{"shm", func(c *Config) { c.ShmSize = 1 << 20 }, "df -k /dev/shm | tail -1 | awk '{print $2}'", "1024"},
 		{"signals", nil, "grep -E 'Sig(Blk|Cgt)' /proc/self/status", "SigBlk:\t0000000000000000\nSigCgt:\t0000000000000000"},
 		{"descriptors", nil, "ls /proc/self/fd", "0\n1\n2\n3"},
@@ -337,4 +344,14 @@ func TestJoinNested(t *testing.T) {
 	}
 	first.Stdin.Close()
 	finish(t, first)
+}
+
+// The lists of docker's masked paths, with and without what the kernel says of them, are one.
+func TestMaskedPaths(t *testing.T) {
+	want, got := spec.DefaultMaskedPaths(), slices.Concat(maskedFiles, maskedDirs)
+	slices.Sort(want)
+	slices.Sort(got)
+	if !slices.Equal(want, got) {
+		t.Errorf("got %v, want %v", got, want)
+	}
 }

@@ -9,6 +9,8 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/kcradle/kcradle/spec"
 )
 
 // Table is all that a start does. The first part runs on a thread of its own, the second in the child.
@@ -127,7 +129,9 @@ func (t *table) root(c *Config) {
 		shm = DefaultShmSize
 	}
 	t.mkdir("/dev/shm", 0o755)
-	t.mount("shm", "/dev/shm", "tmpfs", defaultFlags, fmt.Sprintf("mode=1777,size=%dk", (shm+1023)/1024))
+	if !c.NoShm {
+		t.mount("shm", "/dev/shm", "tmpfs", defaultFlags, fmt.Sprintf("mode=1777,size=%dk", (shm+1023)/1024))
+	}
 	t.mkdir("/dev/mqueue", 0o755)
 	for _, d := range c.Devices {
 		t.device(d)
@@ -262,9 +266,20 @@ func (t *table) namespaces(c *Config) {
 	if c.Privileged {
 		return
 	}
-	for _, p := range readonlyPaths {
+	readonly := spec.DefaultReadonlyPaths()
+	if c.ReadonlyPaths != nil {
+		readonly = *c.ReadonlyPaths
+	}
+	for _, p := range readonly {
 		t.bind(p, p).may(syscall.ENOENT)
 		t.remountBind(p, defaultFlags|unix.MS_RDONLY).may(syscall.ENOENT, syscall.EINVAL)
+	}
+	if c.MaskedPaths != nil { // of which of them are directories the kernel knows
+		for _, p := range *c.MaskedPaths {
+			t.mount("/dev/null", p, "", unix.MS_BIND, "").may(syscall.ENOENT, syscall.ENOTDIR)
+			t.mount("tmpfs", p, "tmpfs", unix.MS_RDONLY, "nr_blocks=1,nr_inodes=1").may(syscall.ENOENT, syscall.ENOTDIR)
+		}
+		return
 	}
 	for _, p := range maskedFiles {
 		t.mount("/dev/null", p, "", unix.MS_BIND, "").may(syscall.ENOENT)

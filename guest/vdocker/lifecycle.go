@@ -302,14 +302,15 @@ func (s *server) stats(w http.ResponseWriter, k call) error {
 		}
 		return dockerapi.WriteJSON(w, http.StatusOK, v)
 	}
-	out, err := dockerapi.NewJSONStream(w)
-	if err != nil {
+	out := dockerapi.NewJSONStream(w)
+	if err := out.Begin(); err != nil {
 		return err
 	}
 	for v := before; ; {
 		if err := out.Write(v); err != nil {
 			return err
 		}
+		var err error
 		if v, err = next(); err != nil {
 			return err
 		}
