@@ -132,8 +132,11 @@ func TestPublishEarly(t *testing.T) {
 		t.Errorf("a client that came before the server: got %q, %v", got, err)
 	}
 	_ = l.Close()
-	u.stack().born = time.Now().Add(-youth)
-	late, err := net.Dial("tcp", at)
+
+	u = openWire(t, Config{Ports: []Port{{Proto: "tcp", HostIP: netip.MustParseAddr("127.0.0.1"), ContainerPort: 80}}})
+	u.born = time.Now().Add(-youth)
+	startGuest(t, u)
+	late, err := net.Dial("tcp", join(u.Ports()[0].HostIP, u.Ports()[0].HostPort))
 	if err == nil { // else the reset came even earlier
 		_ = late.SetDeadline(time.Now().Add(5 * time.Second))
 		_, err = late.Read(make([]byte, 1))
