@@ -20,6 +20,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"time"
 )
 
 // Mode is the kind of wire.
@@ -57,6 +58,8 @@ type Config struct {
 	// Shared puts the machine on Segments, of which there may be none, instead of a wire of its own. Only with User.
 	Shared   bool
 	Segments []Segment
+
+	born time.Time // when the wire was opened; zero: now
 
 	DNS    []netip.Addr // upstream servers (User) or the guest's servers (Tap); empty: the host's resolvers
 	Search []string     // search domains; nil: the host's

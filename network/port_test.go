@@ -133,8 +133,7 @@ func TestPublishEarly(t *testing.T) {
 	}
 	_ = l.Close()
 
-	u = openWire(t, Config{Ports: []Port{{Proto: "tcp", HostIP: netip.MustParseAddr("127.0.0.1"), ContainerPort: 80}}})
-	u.born = time.Now().Add(-youth)
+	u = openWire(t, Config{Ports: []Port{{Proto: "tcp", HostIP: netip.MustParseAddr("127.0.0.1"), ContainerPort: 80}}, born: time.Now().Add(-youth)})
 	startGuest(t, u)
 	late, err := net.Dial("tcp", join(u.Ports()[0].HostIP, u.Ports()[0].HostPort))
 	if err == nil { // else the reset came even earlier

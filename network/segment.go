@@ -193,7 +193,7 @@ func (u *user) join(w Segment) (*segment, error) {
 	run, s.cancel = context.WithCancel(u.run)
 	s.make = func() *netstack {
 		return newNetstack(run, u.machine, stackConfig{
-			plan: s.plan, noHost: u.config.NoHost, internal: w.Internal, link: s.link, dns: u.resolver, gate: &s.gate, log: u.log, born: u.born,
+			plan: s.plan, noHost: u.config.NoHost, internal: w.Internal, link: s.link, dns: u.resolver, gate: &s.gate, log: u.log, born: u.config.born,
 		})
 	}
 	return s, nil

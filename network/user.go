@@ -114,7 +114,6 @@ type user struct {
 	config   Config
 	log      *slog.Logger
 	plan     plan // of a wire of its own
-	born     time.Time
 	ports    []published
 	resolver *resolver
 
@@ -143,7 +142,10 @@ func openUser(ctx context.Context, c Config, log *slog.Logger) (_ *user, retErr 
 	if c.MTU == 0 {
 		c.MTU = DefaultMTU
 	}
-	u := &user{config: c, log: log, born: time.Now()}
+	if c.born.IsZero() {
+		c.born = time.Now()
+	}
+	u := &user{config: c, log: log}
 	// The wire outlives the call: only Close ends it.
 	u.run, u.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	machine, gone := context.WithCancel(u.run)
