@@ -704,6 +704,10 @@ func longMount(m mount.Mount) (spec.Mount, *volumeUse, error) {
 		}
 		if b := m.BindOptions; b != nil && (b.Propagation != "" && b.Propagation != mount.PropagationRPrivate && b.Propagation != mount.PropagationPrivate) {
 			return bad("BindOptions.Propagation %s is refused: %s", b.Propagation, ownKernel)
+		} else if b != nil && b.ReadOnlyNonRecursive {
+			return bad("BindOptions.ReadOnlyNonRecursive is refused: what is read-only here is so with everything below it")
+		} else if b != nil {
+			out.NonRecursive = b.NonRecursive
 		}
 		return out, nil, nil
 	case mount.TypeVolume:

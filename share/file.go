@@ -66,7 +66,7 @@ func (f *file) visible(name string) bool {
 
 // changes says whether names in this directory may be made or removed.
 func (f *file) changes(name string) error {
-	if f.s.mode == ReadOnly {
+	if f.s.mode&ReadOnly != 0 {
 		return unix.EROFS
 	}
 	if f.root && f.s.only != "" {
@@ -168,7 +168,7 @@ func (f *file) path() string { return "/proc/self/fd/" + strconv.Itoa(f.fd) }
 
 func (f *file) SetAttr(valid p9.SetAttrMask, attr p9.SetAttr) (err error) {
 	defer wire(&err)
-	if f.s.mode == ReadOnly {
+	if f.s.mode&ReadOnly != 0 {
 		return unix.EROFS
 	}
 	st, err := f.stat()
@@ -239,7 +239,7 @@ func (f *file) Open(flags p9.OpenFlags) (_ p9.QID, _ uint32, err error) {
 	case unix.S_IFDIR:
 		mode = unix.O_RDONLY | unix.O_DIRECTORY
 	case unix.S_IFREG:
-		if f.s.mode == ReadOnly && mode&(unix.O_ACCMODE|unix.O_TRUNC) != unix.O_RDONLY {
+		if f.s.mode&ReadOnly != 0 && mode&(unix.O_ACCMODE|unix.O_TRUNC) != unix.O_RDONLY {
 			return p9.QID{}, 0, unix.EROFS
 		}
 	default:
@@ -567,7 +567,7 @@ func (f *file) ListXattrs() (_ []string, err error) {
 
 func (f *file) SetXattr(name string, data []byte, flags p9.XattrFlags) (err error) {
 	defer wire(&err)
-	if f.s.mode == ReadOnly {
+	if f.s.mode&ReadOnly != 0 {
 		return unix.EROFS
 	}
 	if err := attribute(name); err != nil {
@@ -578,7 +578,7 @@ func (f *file) SetXattr(name string, data []byte, flags p9.XattrFlags) (err erro
 
 func (f *file) RemoveXattr(name string) (err error) {
 	defer wire(&err)
-	if f.s.mode == ReadOnly {
+	if f.s.mode&ReadOnly != 0 {
 		return unix.EROFS
 	}
 	if err := attribute(name); err != nil {

@@ -25,10 +25,11 @@ import (
 // Mode says what the guest may do.
 type Mode int
 
-// Modes of a share.
+// Modes of a share; they can be added up.
 const (
-	ReadWrite Mode = iota
-	ReadOnly
+	ReadWrite    Mode = 0
+	ReadOnly     Mode = 1 << 0
+	NonRecursive Mode = 1 << 1 // without what is mounted below the directory; needs CAP_SYS_ADMIN
 )
 
 // maxObjects bounds the descriptors that one share holds for its guest. Linux keeps one per cached directory entry in
@@ -63,7 +64,16 @@ func Open(path string, mode Mode) (*Share, error) {
 	default:
 		return nil, fmt.Errorf("share %s: neither a directory nor a regular file (sockets and devices of the host have no meaning in the guest)", path)
 	}
-	fd, err := unix.Open(real, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	var fd int
+	if mode&NonRecursive != 0 && s.only == "" {
+		// A mount of its own, that no path leads to: what is mounted in the other one is not in it.
+		fd, err = unix.OpenTree(unix.AT_FDCWD, real, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+		if errors.Is(err, unix.EPERM) {
+			return nil, fmt.Errorf("share %s without what is mounted below it: %w (run as root, or share it with that)", path, err)
+		}
+	} else {
+		fd, err = unix.Open(real, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("share %s: %w", path, &os.PathError{Op: "open", Path: real, Err: err})
 	}

@@ -471,3 +471,29 @@ func FuzzServe(f *testing.F) {
 type nopWriteCloser struct{ io.Writer }
 
 func (nopWriteCloser) Close() error { return nil }
+
+// Without what is mounted below it, a directory is what lies under the mount; with it, everything.
+func TestNonRecursive(t *testing.T) {
+	need.Root(t)
+	dir, other := t.TempDir(), t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "mnt"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(other, "file"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount(other, filepath.Join(dir, "mnt"), "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(filepath.Join(dir, "mnt"), unix.MNT_DETACH)
+	for mode, want := range map[Mode]bool{ReadOnly: true, ReadOnly | NonRecursive: false} {
+		d := walk(t, mount(t, open(t, dir, mode)), "mnt")
+		_, _, err := d.Walk([]string{"file"})
+		if (err == nil) != want {
+			t.Errorf("mode %d: got %v, want the mounted file to be there: %v", mode, err, want)
+		}
+		if _, _, _, err := d.Create("new", p9.WriteOnly, 0o644, p9.NoUID, p9.NoGID); err == nil {
+			t.Errorf("mode %d: a file was made in what is read-only", mode)
+		}
+	}
+}

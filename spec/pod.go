@@ -185,6 +185,8 @@ type Mount struct {
 	Target   string   `json:"target"`           // absolute path in the container
 	ReadOnly bool     `json:"read_only,omitempty"`
 	NoCopy   bool     `json:"no_copy,omitempty"` // do not copy the image's content into an empty volume
+	// NonRecursive leaves out what the host has mounted below a bind's source.
+	NonRecursive bool `json:"non_recursive,omitempty"`
 	Options  []string `json:"options,omitempty"` // tmpfs: mount options such as size=64m, mode=1777
 }
 

@@ -247,6 +247,9 @@ func openShares(p *spec.Pod) (shares []*share.Share, err error) {
 		if b.Mount.ReadOnly {
 			mode = share.ReadOnly
 		}
+		if b.Mount.NonRecursive {
+			mode |= share.NonRecursive
+		}
 		s, err := share.Open(b.Mount.Source, mode)
 		if err != nil {
 			for _, s := range shares {
