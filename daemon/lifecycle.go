@@ -44,7 +44,7 @@ func (c *Container) start(ctx context.Context) error {
 			return err
 		}
 	}
-	err := c.free()
+	err := c.free(ctx)
 	var m *machine
 	if err == nil {
 		m, err = c.boot(ctx)
@@ -68,13 +68,20 @@ func (c *Container) start(ctx context.Context) error {
 }
 
 // free refuses a container whose volumes another machine has: a disk belongs to one.
-func (c *Container) free() error {
+func (c *Container) free(ctx context.Context) error {
+	soon, cancel := context.WithTimeout(ctx, told)
+	defer cancel()
 	for _, v := range c.b.Pod.Volumes {
 		for _, o := range c.d.all() {
-			if o == c {
+			if o == c || !slices.ContainsFunc(o.b.Pod.Volumes, func(x spec.Volume) bool { return x.Name == v.Name }) {
 				continue
 			}
-			if f := o.look(); f.machine != nil && slices.ContainsFunc(o.b.Pod.Volumes, func(x spec.Volume) bool { return x.Name == v.Name }) {
+			f := o.look()
+			if f.machine != nil && f.ran && !f.running() { // its container has ended: a moment later it is gone
+				_ = o.gone(soon, f.machine)
+				f = o.look()
+			}
+			if f.machine != nil {
 				return dockerapi.Conflict("volume %s is in use by container %s: a volume is a disk, and a disk belongs to one machine at a time", v.Name, f.rec.Name)
 			}
 		}

@@ -577,10 +577,29 @@ func (d *Daemon) networkRemove(w http.ResponseWriter, r *dockerapi.Request) erro
 	if err != nil {
 		return err
 	}
+	if err := d.vacate(r.Context(), n); err != nil {
+		return err
+	}
 	if err := d.removeNetwork(n); err != nil {
 		return err
 	}
 	return noContent(w)
+}
+
+// vacate waits for machines whose containers have ended: a moment later they are gone.
+func (d *Daemon) vacate(ctx context.Context, n *hostNetwork) error {
+	ctx, cancel := context.WithTimeout(ctx, told)
+	defer cancel()
+	for _, c := range d.on(n) {
+		f := c.look()
+		if f.running() || f.machine == nil {
+			continue
+		}
+		if err := c.gone(ctx, f.machine); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+			return err
+		}
+	}
+	return nil
 }
 
 func (d *Daemon) removeNetwork(n *hostNetwork) error {

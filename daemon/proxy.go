@@ -232,11 +232,14 @@ func (d *Daemon) forgetExecs(c *Container) {
 // exec hands a request about an exec to the machine that has it.
 func (d *Daemon) exec(w http.ResponseWriter, r *dockerapi.Request) error {
 	id := r.Var("id")
-	if err := dockerapi.CheckContentType(r); err != nil && r.Method == http.MethodPost && strings.HasSuffix(r.URL.Path, "/start") {
-		return err
-	}
 	c, err := d.execOwner(r.Context(), id)
 	if err != nil {
+		var q container.ExecStartRequest // what is wrong with the request is said first
+		if r.Method == http.MethodPost && strings.HasSuffix(r.URL.Path, "/start") {
+			if err := dockerapi.ReadJSON(r, &q, true); err != nil {
+				return err
+			}
+		}
 		return err
 	}
 	if f := c.look(); !f.running() && r.Method == http.MethodPost {

@@ -118,6 +118,9 @@ func translate(r *request, img dockerspec.DockerOCIImageConfig, from []spec.Moun
 			return nil, dockerapi.BadRequest("invalid environment variable: %s", e)
 		}
 	}
+	if _, empty := h.Annotations[""]; empty {
+		return nil, dockerapi.BadRequest("invalid Annotations: the empty string is not permitted as an annotation key")
+	}
 	for _, f := range refusals(r) {
 		if f.set {
 			return nil, dockerapi.BadRequest("%s is refused: %s", f.field, f.why)

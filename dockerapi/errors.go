@@ -99,8 +99,11 @@ func ReadJSON(r *Request, v any, optional bool) error {
 		}
 		return BadRequest("invalid JSON: got EOF while reading request body")
 	}
-	if err := CheckContentType(r); err != nil {
-		return err
+	if ct := r.Header.Get("Content-Type"); ct != "" {
+		media, _, _ := strings.Cut(ct, ";")
+		if strings.TrimSpace(strings.ToLower(media)) != "application/json" {
+			return BadRequest("unsupported Content-Type header (%s): must be 'application/json'", ct)
+		}
 	}
 	d := json.NewDecoder(bytes.NewReader(b))
 	if err := d.Decode(v); err != nil {
@@ -111,15 +114,6 @@ func ReadJSON(r *Request, v any, optional bool) error {
 	}
 	if d.More() || d.InputOffset() != int64(len(b)) {
 		return BadRequest("unexpected content after JSON")
-	}
-	return nil
-}
-
-// CheckContentType refuses a request whose body is said to be something other than JSON.
-func CheckContentType(r *Request) error {
-	ct := r.Header.Get("Content-Type")
-	if media, _, _ := strings.Cut(ct, ";"); ct != "" && strings.TrimSpace(strings.ToLower(media)) != "application/json" {
-		return BadRequest("unsupported Content-Type header (%s): must be 'application/json'", ct)
 	}
 	return nil
 }
