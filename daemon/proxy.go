@@ -155,7 +155,7 @@ func (c *Container) visit(ctx context.Context) (leave func(), err error) {
 }
 
 func (c *Container) visitLocked(ctx context.Context) (leave func(), err error) {
-	if err := c.free(); err != nil {
+	if err := c.free(ctx); err != nil {
 		return nil, err
 	}
 	m, err := c.boot(context.WithoutCancel(ctx))
