@@ -73,6 +73,13 @@ func (d *Daemon) newContainer(ctx context.Context, name string, q *request) (*Co
 	if err != nil {
 		return nil, nil, err
 	}
+	if len(d.cfg.HostGateway) > 0 {
+		for i, h := range wish.pod.ExtraHosts {
+			if h.Address == spec.HostGateway {
+				wish.pod.ExtraHosts[i].Address = d.cfg.HostGateway[0].String()
+			}
+		}
+	}
 	var endpoints []endpoint
 	if wish.network != string(network.None) {
 		if endpoints, err = d.endpoints(wish.endpoints, q.HostConfig.Links); err != nil {

@@ -48,6 +48,8 @@ type Config struct {
 	Log    *slog.Logger
 	// PlainHTTP are the registries (HOST[:PORT]) that may be spoken to without TLS; may be empty.
 	PlainHTTP []string
+	// HostGateway is what host-gateway stands for, instead of the gateway of a container's network; may be empty.
+	HostGateway []net.IP
 }
 
 // LaunchOptions are those of one start.
@@ -201,6 +203,7 @@ func (d *Daemon) routes() []dockerapi.Route {
 		{Method: "POST", Path: "/containers/create", Handle: d.create},
 		{Method: "POST", Path: "/containers/prune", Handle: d.prune},
 		{Method: "GET", Path: "/containers/{id}/json", Handle: d.about(d.inspect)},
+		{Method: "GET", Path: "/containers/{id}/{alias}/json", Handle: d.linkInspect},
 		{Method: "GET", Path: "/containers/{id}/logs", Handle: d.about(d.logs)},
 		{Method: "POST", Path: "/containers/{id}/start", Handle: d.about(d.start)},
 		{Method: "POST", Path: "/containers/{id}/stop", Handle: d.about(d.stop)},

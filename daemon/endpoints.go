@@ -133,7 +133,7 @@ func (d *Daemon) endpoint(n *hostNetwork, s *apinet.EndpointSettings) (endpoint,
 		if err != nil {
 			return e, dockerapi.BadRequest("could not get container for %s: %w", ref, err)
 		}
-		if alias == "" {
+		if alias = trimSlash(alias); alias == "" {
 			alias = c.name()
 		}
 		e.Links = append(e.Links, c.id+":"+alias)
@@ -292,7 +292,7 @@ func (c *Container) segment(e endpoint, others map[string]network.Segment) (netw
 // choose returns an address that is free: the one wanted, or the first.
 func (s subnet) choose(static netip.Addr, taken map[netip.Addr]bool) (netip.Addr, error) {
 	used := func(a netip.Addr) bool {
-		if taken[a] || a == s.Gateway || a == s.Prefix.Addr() || a == network.HostAddress(s.Prefix) || a.Is4() && a == last(s.Prefix) {
+		if taken[a] || a == s.Gateway || a == s.Prefix.Addr() || a.Is4() && a == last(s.Prefix) {
 			return true
 		}
 		return slices.Contains(slices.Collect(maps.Values(s.Taken)), a)
@@ -518,6 +518,26 @@ func (c *Container) linked(e endpoint) (out []link) {
 		out = append(out, link{id, target, alias})
 	}
 	return out
+}
+
+// linkInspect shows the target of a link, CONTAINER/ALIAS.
+func (d *Daemon) linkInspect(w http.ResponseWriter, r *dockerapi.Request) error {
+	c, err := d.find(r.Var("id"))
+	if err != nil {
+		return err
+	}
+	for _, e := range c.look().rec.Endpoints {
+		for _, l := range c.linked(e) {
+			if strings.TrimPrefix(l.alias, "/") == r.Var("alias") {
+				target, err := d.find(l.id)
+				if err != nil {
+					return err
+				}
+				return d.inspect(w, r, target)
+			}
+		}
+	}
+	return dockerapi.NotFound("No such container: %s/%s", r.Var("id"), r.Var("alias"))
 }
 
 // shownLinks are HostConfig.Links as docker shows them: "/db:/web/alias".

@@ -78,7 +78,7 @@ func (c *Container) mountPoints(s *spec.Container) []container.MountPoint {
 		case spec.MountVolume:
 			mp.Name, mp.Driver, mp.Mode, mp.Source = m.Source, localDriver, "z", c.d.volumePath(m.Source)
 		case spec.MountBind:
-			mp.Propagation = mount.PropagationRPrivate
+			mp.Propagation = c.propagation(m.Target)
 		default:
 			continue
 		}
@@ -89,6 +89,27 @@ func (c *Container) mountPoints(s *spec.Container) []container.MountPoint {
 	}
 	slices.SortFunc(out, func(a, b container.MountPoint) int { return strings.Compare(a.Destination, b.Destination) })
 	return out
+}
+
+// propagation is what was asked for a bind.
+func (c *Container) propagation(target string) mount.Propagation {
+	h := c.look().rec.HostConfig
+	for _, m := range h.Mounts {
+		if m.Target == target && m.BindOptions != nil && m.BindOptions.Propagation != "" {
+			return m.BindOptions.Propagation
+		}
+	}
+	for _, b := range h.Binds {
+		parts := strings.Split(b, ":")
+		if len(parts) == 3 && parts[1] == target {
+			for o := range strings.SplitSeq(parts[2], ",") {
+				if slices.Contains([]mount.Propagation{mount.PropagationSlave, mount.PropagationRSlave, mount.PropagationPrivate}, mount.Propagation(o)) {
+					return mount.Propagation(o)
+				}
+			}
+		}
+	}
+	return mount.PropagationRPrivate
 }
 
 // portBindings are the ports as bound, by "80/tcp".

@@ -50,6 +50,9 @@ func (c *Container) start(ctx context.Context) error {
 		m, err = c.boot(ctx)
 	}
 	c.d.forgetExecs(c)
+	if size := f.rec.HostConfig.ConsoleSize; err == nil && f.rec.Config.Tty && size != [2]uint{} {
+		err = c.api().Do(ctx, "POST", c.path("/resize"), url.Values{"h": {strconv.Itoa(int(size[0]))}, "w": {strconv.Itoa(int(size[1]))}}, nil, nil)
+	}
 	if err == nil {
 		err = c.api().Do(ctx, "POST", c.path("/start"), nil, nil, nil)
 	}

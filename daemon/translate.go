@@ -479,7 +479,7 @@ func extraHost(s string) (spec.Host, error) {
 	if !ok || name == "" {
 		return spec.Host{}, dockerapi.BadRequest("bad format for add-host: %q", s)
 	}
-	if addr == "host-gateway" {
+	if addr == spec.HostGateway {
 		return spec.Host{Name: name, Address: addr}, nil
 	}
 	a, err := netip.ParseAddr(strings.Trim(addr, "[]"))
@@ -654,7 +654,7 @@ func bind(s string) (spec.Mount, *volumeUse, error) {
 				m.ReadOnly = true
 			case "nocopy":
 				m.NoCopy = true
-			case "rw", "z", "Z", "cached", "delegated", "consistent", "rprivate", "private": // as they are here
+			case "rw", "z", "Z", "cached", "delegated", "consistent", "rprivate", "private", "rslave", "slave": // as they are here
 			default:
 				return m, nil, dockerapi.BadRequest("invalid volume specification: '%s': invalid mode: %s", s, o)
 			}
@@ -705,7 +705,8 @@ func longMount(m mount.Mount) (spec.Mount, *volumeUse, error) {
 		case m.VolumeOptions != nil:
 			return bad("field VolumeOptions must not be specified")
 		}
-		if b := m.BindOptions; b != nil && (b.Propagation != "" && b.Propagation != mount.PropagationRPrivate && b.Propagation != mount.PropagationPrivate) {
+		// What the host mounts later below a directory is seen in it, whatever is asked for; what a container mounts, never.
+		if b := m.BindOptions; b != nil && (b.Propagation == mount.PropagationShared || b.Propagation == mount.PropagationRShared) {
 			return bad("BindOptions.Propagation %s is refused: %s", b.Propagation, ownKernel)
 		} else if b != nil && b.ReadOnlyNonRecursive {
 			return bad("BindOptions.ReadOnlyNonRecursive is refused: what is read-only here is so with everything below it")

@@ -74,20 +74,6 @@ func ParseSegments(b []byte) ([]Segment, error) {
 	return f.Segments, checkSegments(f.Segments)
 }
 
-// HostAddress is the address that stands for the host on a shared network: its last one, which no machine may have. It is
-// invalid where there are too few.
-func HostAddress(p netip.Prefix) netip.Addr {
-	if !p.Addr().Is4() || p.Bits() > 28 {
-		return netip.Addr{}
-	}
-	b := p.Masked().Addr().As4()
-	for i := p.Bits(); i < 32; i++ {
-		b[i/8] |= 0x80 >> (i % 8)
-	}
-	b[3]-- // the last is broadcast
-	return netip.AddrFrom4(b)
-}
-
 func checkSegments(list []Segment) error {
 	if len(list) > maxSegments {
 		return fmt.Errorf("segments: %d networks are more than the limit of %d", len(list), maxSegments)
@@ -139,7 +125,7 @@ func alone(c Config, p plan) Segment {
 	}
 }
 
-// addressPlan is that of a network of several machines.
+// addressPlan is that of a network of several machines. Its gateway stands for the host, as with docker.
 func (s *Segment) addressPlan() (p plan) {
 	for _, a := range s.Addresses {
 		if a.Addr().Is4() {
@@ -155,7 +141,7 @@ func (s *Segment) addressPlan() (p plan) {
 			p.gateway6 = a
 		}
 	}
-	p.host4 = HostAddress(p.net4)
+	p.host4, p.host6 = p.gateway4, p.gateway6
 	return p
 }
 
@@ -367,7 +353,7 @@ func (s *segment) answerARP(packet []byte) bool {
 		return true
 	}
 	target := netip.AddrFrom4([4]byte(h.ProtocolAddressTarget()))
-	if target == s.plan.gateway4 || target == s.plan.host4 {
+	if target == s.plan.gateway4 {
 		return false
 	}
 	if mac, ok := s.lan.Neighbour(target); ok {

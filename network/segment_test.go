@@ -1,6 +1,7 @@
 package network
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -134,6 +136,25 @@ func TestSegments(t *testing.T) {
 	}
 	if _, err := gHidden.dial("tcp", out.Addr().String()); err == nil || !strings.Contains(err.Error(), "unreachable") {
 		t.Errorf("to the outside from an internal network: got %v, want unreachable", err)
+	}
+	// The gateway stands for the host's loopback, but not on an internal network.
+	inside := listenHost(t, "tcp", "127.0.0.1:0")
+	go func() {
+		if c, err := inside.Accept(); err == nil {
+			_ = c.Close()
+		}
+	}()
+	number := port(inside.Addr())
+	if c, err := gWeb.dial("tcp", fmt.Sprintf("172.18.0.1:%d", number)); err != nil {
+		t.Errorf("to the host: %v", err)
+	} else {
+		_ = c.Close()
+	}
+	if _, err := gHidden.dial("tcp", fmt.Sprintf("172.19.0.1:%d", number)); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("to the host from an internal network: got %v, want a refusal", err)
+	}
+	if got := resolve(t, web, "host.docker.internal"); !slices.Equal(got, []string{"172.18.0.1"}) {
+		t.Errorf("host.docker.internal is %v", got)
 	}
 	if _, err := gWeb.dial("tcp", "172.19.0.3:80"); err == nil {
 		t.Error("a machine reached a network that it is not on")
@@ -292,14 +313,6 @@ func TestUntag(t *testing.T) {
 		got, tag := untag([]byte(test.in))
 		if string(got) != test.want || tag != test.tag {
 			t.Errorf("%q: got %q with tag %d, want %q with %d", test.in, got, tag, test.want, test.tag)
-		}
-	}
-}
-
-func TestHostAddress(t *testing.T) {
-	for in, want := range map[string]string{"172.18.0.0/16": "172.18.255.254", "10.1.2.0/24": "10.1.2.254", "10.1.2.16/28": "10.1.2.30", "10.1.2.16/30": "invalid IP", "fd00::/64": "invalid IP"} {
-		if got := HostAddress(netip.MustParsePrefix(in)).String(); got != want {
-			t.Errorf("%s: got %s, want %s", in, got, want)
 		}
 	}
 }

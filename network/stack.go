@@ -194,6 +194,13 @@ func (n *netstack) inject(proto tcpip.NetworkProtocolNumber, packet []byte) {
 	pkt.DecRef()
 }
 
+func (n *netstack) isGateway(a netip.Addr) bool { return a == n.plan.gateway4 || a == n.plan.gateway6 }
+
+// isHost says whether an address stands for the host, for whoever may reach it.
+func (n *netstack) isHost(a netip.Addr) bool {
+	return !n.noHost && !n.internal && (a == n.plan.host4 || a == n.plan.host6)
+}
+
 // target is where traffic to dst really goes. The error is what a socket would say of such a destination.
 func (n *netstack) target(dst netip.Addr) (netip.Addr, error) {
 	switch {

@@ -85,14 +85,15 @@ func (n *netstack) forwardTCP(ctx context.Context, r *tcp.ForwarderRequest) {
 
 	guest := netip.AddrPortFrom(address(id.RemoteAddress), id.RemotePort)
 	dst := netip.AddrPortFrom(address(id.LocalAddress), id.LocalPort)
-	if dst.Addr() == n.plan.gateway4 || dst.Addr() == n.plan.gateway6 {
-		if dst.Port() != dnsPort {
-			r.Complete(true)
-			return
-		}
+	switch {
+	case !n.isGateway(dst.Addr()):
+	case dst.Port() == dnsPort:
 		if ep, wq := n.answerTCP(r); ep != nil {
 			n.serveDNS(n.machine, ep, wq)
 		}
+		return
+	case !n.isHost(dst.Addr()):
+		r.Complete(true)
 		return
 	}
 	target, err := n.target(dst.Addr())

@@ -176,12 +176,13 @@ func (n *netstack) forwardUDP(ctx context.Context, id stack.TransportEndpointID,
 	if key.remote.Port() == 0 {
 		return
 	}
-	if a := key.remote.Addr(); a == n.plan.gateway4 || a == n.plan.gateway6 {
-		if key.remote.Port() != dnsPort {
-			n.sendUnreachable(header.UDPProtocolNumber, key.guest, key.remote, 0, syscall.ECONNREFUSED)
-			return
-		}
+	switch a := key.remote.Addr(); {
+	case !n.isGateway(a):
+	case key.remote.Port() == dnsPort:
 		n.answerDNS(ctx, key, payload)
+		return
+	case !n.isHost(a):
+		n.sendUnreachable(header.UDPProtocolNumber, key.guest, key.remote, 0, syscall.ECONNREFUSED)
 		return
 	}
 	target, err := n.target(key.remote.Addr())

@@ -50,7 +50,10 @@ type Pod struct {
 	Ports      []Port      `json:"ports,omitempty"`
 }
 
-// Host is a line of /etc/hosts. Address "host-gateway" stands for the host.
+// HostGateway is the address in an extra host that stands for the host's own.
+const HostGateway = "host-gateway"
+
+// Host is a line of /etc/hosts. Address HostGateway stands for the host.
 type Host struct {
 	Name    string `json:"name"`
 	Address string `json:"address"`

@@ -31,6 +31,7 @@ type daemonOptions struct {
 	Group                      string
 	Insecure                   []string
 	Pidfile                    string
+	HostGateway                []net.IP
 	TLSVerify                  bool
 	TLSCACert, TLSCert, TLSKey string
 }
@@ -57,6 +58,7 @@ sockets that systemd has opened, or tcp://ADDRESS:PORT, which is served with TLS
 	f.StringArrayVarP(&o.Hosts, "host", "H", nil, "where to serve: unix://PATH, fd:// or tcp://ADDRESS:PORT")
 	f.StringVarP(&o.Group, "group", "G", "", "group that may use the unix socket, beside its owner")
 	f.StringArrayVar(&o.Insecure, "insecure-registry", nil, "registry (`HOST[:PORT]`) that may be spoken to without TLS, beside those of $KCRADLE_PLAIN_HTTP")
+	f.IPSliceVar(&o.HostGateway, "host-gateway-ip", nil, "what host-gateway stands for in --add-host (default: the gateway of a container's network)")
 	f.StringVarP(&o.Pidfile, "pidfile", "p", "", "write the process ID to a file")
 	f.BoolVar(&o.TLSVerify, "tlsverify", false, "demand a certificate of clients; tcp is never served without")
 	f.StringVar(&o.TLSCACert, "tlscacert", "", "certificates that client certificates must be signed by")
@@ -89,7 +91,7 @@ func serveDaemon(ctx context.Context, a *app, o daemonOptions) error {
 	}
 	d, err := daemon.Open(ctx, daemon.Config{
 		Root: a.Root, Store: store, Packages: packagesDir(), Version: buildInfo().Version, Log: a.Log,
-		PlainHTTP: withPlainHTTP(o.Insecure),
+		PlainHTTP: withPlainHTTP(o.Insecure), HostGateway: o.HostGateway,
 		Launch: func(ctx context.Context, dir string, l daemon.LaunchOptions) error {
 			b, err := bundle.Open(dir)
 			if err != nil {

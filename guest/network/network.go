@@ -346,9 +346,6 @@ func (w *Wire) Down() error {
 	return nil
 }
 
-// hostGateway is the address in an extra host that stands for the host's own.
-const hostGateway = "host-gateway"
-
 // HostName is the pod's host name.
 func HostName(p *spec.Pod) string {
 	if p.Hostname != "" {
@@ -370,7 +367,7 @@ func Hosts(p *spec.Pod, n *spec.Network) (string, error) {
 	for _, h := range p.ExtraHosts {
 		asked = asked || h.Name == "host.docker.internal"
 		addr := h.Address
-		if addr == hostGateway {
+		if addr == spec.HostGateway {
 			if n.HostIP == "" {
 				return "", fmt.Errorf("extra host %s: this network has no address for the host", h.Name)
 			}

@@ -24,6 +24,7 @@ var dockerdFlags = map[string]dockerdFlag{
 	"host":              {ours: "--host"},
 	"pidfile":           {ours: "--pidfile"},
 	"insecure-registry": {ours: "--insecure-registry"},
+	"host-gateway-ip":   {ours: "--host-gateway-ip"},
 	"tlsverify":         {flag: true, ours: "--tlsverify"},
 	"tlscacert":         {ours: "--tlscacert"},
 	"tlscert":           {ours: "--tlscert"},
