@@ -218,7 +218,7 @@ func (d *Daemon) routes() []dockerapi.Route {
 
 		{Method: "POST", Path: "/containers/{id}/attach", Handle: d.about(d.attach)},
 		{Method: "GET", Path: "/containers/{id}/attach/ws", Handle: d.about(d.attach)},
-		{Method: "POST", Path: "/containers/{id}/exec", Handle: d.about(d.execCreate)},
+		{Method: "POST", Path: "/containers/{id}/exec", Handle: d.execCreate},
 		{Method: "POST", Path: "/exec/{id}/start", Handle: d.exec},
 		{Method: "POST", Path: "/exec/{id}/resize", Handle: d.exec},
 		{Method: "GET", Path: "/exec/{id}/json", Handle: d.exec},

@@ -198,7 +198,15 @@ func (d *Daemon) files(w http.ResponseWriter, r *dockerapi.Request, c *Container
 }
 
 // execCreate makes an exec and remembers whose it is.
-func (d *Daemon) execCreate(w http.ResponseWriter, r *dockerapi.Request, c *Container) error {
+func (d *Daemon) execCreate(w http.ResponseWriter, r *dockerapi.Request) error {
+	var config json.RawMessage
+	if err := dockerapi.ReadJSON(r, &config, false); err != nil { // what is wrong with the request is said first
+		return err
+	}
+	c, err := d.find(r.Var("id"))
+	if err != nil {
+		return err
+	}
 	f := c.look()
 	switch {
 	case f.state.Status == spec.StatusPaused:
@@ -207,10 +215,6 @@ func (d *Daemon) execCreate(w http.ResponseWriter, r *dockerapi.Request, c *Cont
 		return dockerapi.Conflict("Container %s is restarting, wait until the container is running", c.id)
 	case !f.running():
 		return notRunning(c, f)
-	}
-	var config json.RawMessage
-	if err := dockerapi.ReadJSON(r, &config, false); err != nil {
-		return err
 	}
 	var created container.ExecCreateResponse
 	if err := c.api().Do(r.Context(), "POST", "/v"+r.Version.String()+c.path("/exec"), nil, config, &created); err != nil {

@@ -335,9 +335,14 @@ func security(c *spec.Container, h *container.HostConfig) error {
 		case key == "no-new-privileges" && (value == "" || value == "true"):
 			c.NoNewPrivs = true
 		case key == "no-new-privileges" && value == "false":
+		case key == "writable-cgroups" && (value == "" || value == "true"):
+			c.WritableCgroups = true
+		case key == "writable-cgroups" && value == "false":
 		case (key == "seccomp" || key == "apparmor") && value == "unconfined", key == "label" && value == "disable":
+		case key == "seccomp" || key == "apparmor" || key == "label":
+			return dockerapi.BadRequest("HostConfig.SecurityOpt %q is refused: a machine of its own has no seccomp, AppArmor or SELinux profile of the host; known are no-new-privileges and writable-cgroups", s)
 		default:
-			return dockerapi.BadRequest("HostConfig.SecurityOpt %q is refused: a machine of its own has no seccomp, AppArmor or SELinux profile of the host; known is no-new-privileges", s)
+			return dockerapi.BadRequest("invalid --security-opt 2: %q", s)
 		}
 	}
 	for into, list := range map[*[]string][]string{&c.CapAdd: h.CapAdd, &c.CapDrop: h.CapDrop} {

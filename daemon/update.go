@@ -33,6 +33,9 @@ func (d *Daemon) update(w http.ResponseWriter, r *dockerapi.Request) error {
 	host := f.rec.HostConfig
 	mergeResources(&host.Resources, &q.Resources)
 	if q.RestartPolicy.Name != "" {
+		if host.AutoRemove && q.RestartPolicy.Name != container.RestartPolicyDisabled {
+			return dockerapi.Conflict("Restart policy cannot be updated because AutoRemove is enabled for the container")
+		}
 		host.RestartPolicy = q.RestartPolicy
 	}
 	check := request{CreateRequest: container.CreateRequest{Config: &container.Config{}, HostConfig: &host}}

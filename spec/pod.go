@@ -105,11 +105,13 @@ type Container struct {
 	Labels       map[string]string `json:"labels,omitempty"`
 	ExposedPorts []string          `json:"exposed_ports,omitempty"` // "80/tcp"
 
-	Mounts     []Mount `json:"mounts,omitempty"`
-	ReadOnly   bool    `json:"read_only,omitempty"`
-	ShmSize    int64   `json:"shm_size,omitempty"` // bytes; zero: 64 MiB
-	NoShm      bool    `json:"no_shm,omitempty"`   // there is no /dev/shm
-	Privileged bool    `json:"privileged,omitempty"`
+	Mounts   []Mount `json:"mounts,omitempty"`
+	ReadOnly bool    `json:"read_only,omitempty"`
+	ShmSize  int64   `json:"shm_size,omitempty"` // bytes; zero: 64 MiB
+	NoShm    bool    `json:"no_shm,omitempty"`   // there is no /dev/shm
+	// WritableCgroups lets the container make cgroups below its own.
+	WritableCgroups bool `json:"writable_cgroups,omitempty"`
+	Privileged      bool `json:"privileged,omitempty"`
 
 	// MaskedPaths are covered, ReadonlyPaths cannot be written; nil: DefaultMaskedPaths and DefaultReadonlyPaths. A privileged
 	// container has none.
@@ -183,14 +185,14 @@ const (
 
 // Mount puts something at a path inside a container.
 type Mount struct {
-	Type     string   `json:"type"`             // MountVolume, MountTmpfs or MountBind
-	Source   string   `json:"source,omitempty"` // volume name, or host path of a bind
-	Target   string   `json:"target"`           // absolute path in the container
-	ReadOnly bool     `json:"read_only,omitempty"`
-	NoCopy   bool     `json:"no_copy,omitempty"` // do not copy the image's content into an empty volume
+	Type     string `json:"type"`             // MountVolume, MountTmpfs or MountBind
+	Source   string `json:"source,omitempty"` // volume name, or host path of a bind
+	Target   string `json:"target"`           // absolute path in the container
+	ReadOnly bool   `json:"read_only,omitempty"`
+	NoCopy   bool   `json:"no_copy,omitempty"` // do not copy the image's content into an empty volume
 	// NonRecursive leaves out what the host has mounted below a bind's source.
-	NonRecursive bool `json:"non_recursive,omitempty"`
-	Options  []string `json:"options,omitempty"` // tmpfs: mount options such as size=64m, mode=1777
+	NonRecursive bool     `json:"non_recursive,omitempty"`
+	Options      []string `json:"options,omitempty"` // tmpfs: mount options such as size=64m, mode=1777
 }
 
 // Volume is a named block volume: an ext4 image in the bundle, mounted from a subdirectory.

@@ -19,6 +19,8 @@ type Config struct {
 	Mounts  []Mount // in this order, after the default ones
 	ShmSize int64   // bytes; zero: 64 MiB
 	NoShm   bool    // nothing is mounted at /dev/shm
+	// WritableCgroups mounts the container's cgroups so that it can make some below its own.
+	WritableCgroups bool
 	// MaskedPaths and ReadonlyPaths are in place of docker's; nil: docker's.
 	MaskedPaths, ReadonlyPaths *[]string
 

@@ -137,6 +137,8 @@ func TestView(t *testing.T) {
 		{"sysctl", func(c *Config) { c.Sysctls = []Sysctl{{"kernel.msgmax", "4321"}} }, "cat /proc/sys/kernel/msgmax", "4321"},
 		{"oom score", func(c *Config) { c.Process.OOMScoreAdj = 321 }, "cat /proc/self/oom_score_adj", "321"},
 		{"umask", nil, "umask", "0022"},
+		{"cgroups", nil, "mkdir /sys/fs/cgroup/x 2>&1 | grep -c 'Read-only file system'", "1"},
+		{"writable cgroups", func(c *Config) { c.WritableCgroups = true }, "mkdir /sys/fs/cgroup/x && rmdir /sys/fs/cgroup/x && echo done", "done"},
 		{"no shm", func(c *Config) { c.NoShm = true }, "grep ' /dev/shm ' /proc/mounts | wc -l", "0"},
 		{"other masked paths", func(c *Config) { c.MaskedPaths = &[]string{"/proc/version", "/proc/tty", "/nowhere"} },
 			"cat /proc/version | wc -c; ls /proc/tty | wc -l; head -c 3 /proc/interrupts | wc -c", "0\n0\n3"},

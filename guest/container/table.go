@@ -255,7 +255,11 @@ func (t *table) namespaces(c *Config) {
 	}
 	t.mount("proc", "/proc", "proc", defaultFlags, "")
 	t.mount("sysfs", "/sys", "sysfs", defaultFlags|ro, "")
-	t.mount("cgroup", "/sys/fs/cgroup", "cgroup2", defaultFlags|ro, "")
+	cgroups := ro
+	if c.WritableCgroups {
+		cgroups = 0
+	}
+	t.mount("cgroup", "/sys/fs/cgroup", "cgroup2", defaultFlags|cgroups, "")
 	t.mount("mqueue", "/dev/mqueue", "mqueue", defaultFlags, "")
 	for _, s := range c.Sysctls {
 		t.write("/proc/sys/"+strings.ReplaceAll(s.Name, ".", "/"), s.Value)

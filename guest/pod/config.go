@@ -343,14 +343,15 @@ func (c *Container) config() (*container.Config, error) {
 		return nil, err
 	}
 	cfg := &container.Config{
-		Rootfs:      c.pod.dir(c, "rootfs"),
-		ReadOnly:    c.doc.ReadOnly,
-		Hostname:    network.HostName(c.pod.cfg.Pod),
-		Domain:      c.pod.cfg.Pod.Domain,
-		Mounts:      mounts,
-		ShmSize:     c.doc.ShmSize,
-		NoShm:       c.doc.NoShm,
-		MaskedPaths: c.doc.MaskedPaths, ReadonlyPaths: c.doc.ReadonlyPaths,
+		Rootfs:          c.pod.dir(c, "rootfs"),
+		ReadOnly:        c.doc.ReadOnly,
+		Hostname:        network.HostName(c.pod.cfg.Pod),
+		Domain:          c.pod.cfg.Pod.Domain,
+		Mounts:          mounts,
+		ShmSize:         c.doc.ShmSize,
+		NoShm:           c.doc.NoShm,
+		WritableCgroups: c.doc.WritableCgroups,
+		MaskedPaths:     c.doc.MaskedPaths, ReadonlyPaths: c.doc.ReadonlyPaths,
 		Privileged: c.doc.Privileged,
 		Devices:    c.doc.Devices,
 		Process:    proc,
