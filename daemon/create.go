@@ -16,8 +16,10 @@ import (
 	"strings"
 	"time"
 
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
+	apinet "github.com/moby/moby/api/types/network"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/kcradle/kcradle/bundle"
@@ -131,7 +133,7 @@ func (d *Daemon) newContainer(ctx context.Context, name string, q *request) (*Co
 		cfg.Layers[string(l.DiffID)] = l.Path
 		layers = append(layers, l.DiffID)
 	}
-	rec := record{Version: recordVersion, Name: name, Config: merged(q.Config, ctr), HostConfig: *q.HostConfig,
+	rec := record{Version: recordVersion, Name: name, Config: merged(q.Config, ctr, img.Config.Config), HostConfig: *q.HostConfig,
 		Network: wish.network, Endpoints: endpoints}
 	defaults(&rec)
 	for _, v := range wish.volumes {
@@ -208,7 +210,7 @@ func (d *Daemon) mountsFrom(list []string) ([]spec.Mount, error) {
 }
 
 // merged is the client's configuration with the image's own in it, as inspect shows it.
-func merged(cfg *container.Config, c *spec.Container) container.Config {
+func merged(cfg *container.Config, c *spec.Container, img dockerspec.DockerOCIImageConfig) container.Config {
 	out := *cfg
 	out.Entrypoint, out.Cmd, out.Env, out.Labels = c.Entrypoint, c.Cmd, c.Env, c.Labels
 	out.WorkingDir, out.User, out.StopSignal = c.WorkingDir, c.User, c.StopSignal
@@ -217,6 +219,26 @@ func merged(cfg *container.Config, c *spec.Container) container.Config {
 	}
 	if out.Labels == nil {
 		out.Labels = map[string]string{}
+	}
+	out.ExposedPorts = nil
+	for _, s := range c.ExposedPorts {
+		if p, err := apinet.ParsePort(s); err == nil { // one of an image may be none
+			if out.ExposedPorts == nil {
+				out.ExposedPorts = apinet.PortSet{}
+			}
+			out.ExposedPorts[p] = struct{}{}
+		}
+	}
+	if len(img.Volumes) > 0 {
+		out.Volumes = maps.Clone(img.Volumes)
+		maps.Copy(out.Volumes, cfg.Volumes)
+	}
+	if h := c.Healthcheck; h != nil {
+		out.Healthcheck = &container.HealthConfig{Test: h.Test, Interval: h.Interval, Timeout: h.Timeout, StartPeriod: h.StartPeriod,
+			StartInterval: h.StartInterval, Retries: h.Retries}
+	}
+	if len(out.Shell) == 0 {
+		out.Shell = img.Shell
 	}
 	return out
 }

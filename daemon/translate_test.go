@@ -224,3 +224,38 @@ func FuzzCreate(f *testing.F) {
 		_ = p.Validate() // must say yes or no
 	})
 }
+
+// What an image says of itself is the container's own from then on: inspect shows it, and commit keeps it.
+func TestMerged(t *testing.T) {
+	img := testImage()
+	img.Shell = []string{"/bin/ash", "-c"}
+	q := parse(t, `{"Image":"x","Volumes":{"/own":{}},"ExposedPorts":{"90/tcp":{}},"Healthcheck":{"Retries":7}}`)
+	img.Healthcheck = &dockerspec.HealthcheckConfig{Test: []string{"CMD", "check"}}
+	w, err := translate(q, img, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &w.pod.Containers[0]
+	c.ID = strings.Repeat("ab", 32)
+	b, err := json.Marshal(merged(q.Config, c, img))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got struct {
+		Hostname              string
+		Cmd, Shell            []string
+		ExposedPorts, Volumes map[string]struct{}
+		Healthcheck           dockerspec.HealthcheckConfig
+	}
+	if err := json.Unmarshal(b, &got); err != nil {
+		t.Fatal(err)
+	}
+	want := got
+	want.Hostname, want.Cmd, want.Shell = "abababababab", []string{"serve"}, img.Shell
+	want.ExposedPorts = map[string]struct{}{"80/tcp": {}, "53/udp": {}, "90/tcp": {}}
+	want.Volumes = map[string]struct{}{"/data/": {}, "/own": {}}
+	want.Healthcheck = dockerspec.HealthcheckConfig{Test: []string{"CMD", "check"}, Retries: 7}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("configuration (-want +got):\n%s", d)
+	}
+}
