@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -19,6 +21,7 @@ import (
 	imagetypes "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/registry"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kcradle/kcradle/dockerapi"
 	"github.com/kcradle/kcradle/image"
@@ -142,7 +145,7 @@ func (d *Daemon) imageInspect(w http.ResponseWriter, r *dockerapi.Request) error
 		if err := json.Unmarshal([]byte(p), &want); err != nil {
 			return dockerapi.BadRequest("invalid platform %q: want JSON of os and architecture", p)
 		}
-		if want.OS != cfg.OS || normalArchitecture(want.Architecture) != cfg.Architecture {
+		if want.OS != cfg.OS || normalArchitecture(want.Architecture) != normalArchitecture(cfg.Architecture) {
 			return dockerapi.NotFound("image with reference %s was found but its platform (%s/%s) does not match the specified platform (%s/%s)",
 				r.Var("name"), cfg.OS, cfg.Architecture, want.OS, want.Architecture)
 		}
@@ -299,6 +302,26 @@ func (d *Daemon) save(w http.ResponseWriter, r *dockerapi.Request) error {
 	return nil
 }
 
+// withRegistry asks a registry, which is given as the first part of a name. One on this host's loopback is, as docker has it, spoken
+// to without TLS when it has none.
+func (d *Daemon) withRegistry(name string, ask func(plain []string) error) error {
+	err := ask(d.cfg.PlainHTTP)
+	host, _, _ := strings.Cut(name, "/")
+	if errors.Is(err, image.ErrPlainHTTP) && loopback(host) {
+		return ask(append(slices.Clone(d.cfg.PlainHTTP), host))
+	}
+	return err
+}
+
+// loopback says whether HOST[:PORT] is this host's loopback.
+func loopback(host string) bool {
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	a, err := netip.ParseAddr(strings.Trim(host, "[]"))
+	return host == "localhost" || err == nil && a.IsLoopback()
+}
+
 // push sends an image to its registry.
 func (d *Daemon) push(w http.ResponseWriter, r *dockerapi.Request) error {
 	name := r.Var("name")
@@ -314,14 +337,19 @@ func (d *Daemon) push(w http.ResponseWriter, r *dockerapi.Request) error {
 	} else if err != nil {
 		return err
 	}
-	o := image.PushOptions{PlainHTTP: d.cfg.PlainHTTP}
+	var o image.PushOptions
 	if o.Keychain, err = keychain(r.Header.Get("X-Registry-Auth")); err != nil {
 		return err
 	}
 	t := &teller{out: dockerapi.NewJSONStream(w), last: map[digest.Digest]time.Time{}, verb: "Pushing", done: "Pushed", exists: "Layer already exists"}
 	t.say(progress{Status: fmt.Sprintf("The push refers to repository [%s]", familiarWithoutTag(ref.Name()))})
 	o.Progress = t.event
-	desc, err := d.cfg.Store.Push(r.Context(), ref, o)
+	var desc ocispec.Descriptor
+	err = d.withRegistry(ref.Name(), func(plain []string) (err error) {
+		o.PlainHTTP = plain
+		desc, err = d.cfg.Store.Push(r.Context(), ref, o)
+		return err
+	})
 	if err != nil {
 		return t.fail(err)
 	}
@@ -474,7 +502,7 @@ func (d *Daemon) pull(w http.ResponseWriter, r *dockerapi.Request) error {
 	if err != nil {
 		return dockerapi.BadRequest("invalid reference format: %w", err)
 	}
-	options := image.PullOptions{Policy: image.Always, PlainHTTP: d.cfg.PlainHTTP}
+	options := image.PullOptions{Policy: image.Always}
 	if p := r.Query("platform"); p != "" {
 		os, arch, err := parsePlatform(p)
 		if err != nil {
@@ -488,7 +516,12 @@ func (d *Daemon) pull(w http.ResponseWriter, r *dockerapi.Request) error {
 	t := &teller{out: dockerapi.NewJSONStream(w), last: map[digest.Digest]time.Time{}, verb: "Downloading", done: "Pull complete", exists: "Already exists"}
 	t.first = &progress{Status: "Pulling from " + familiarWithoutTag(ref.Familiar()), ID: lastTag(ref.Familiar())}
 	options.Progress = t.event
-	img, err := d.cfg.Store.Pull(r.Context(), ref, options)
+	var img *image.Image
+	err = d.withRegistry(ref.Name(), func(plain []string) (err error) {
+		options.PlainHTTP = plain
+		img, err = d.cfg.Store.Pull(r.Context(), ref, options)
+		return err
+	})
 	switch {
 	case errors.Is(err, image.ErrUnauthorized):
 		return t.fail(dockerapi.NotFound("pull access denied for %s, repository does not exist or may require 'docker login': %w", familiarWithoutTag(ref.Familiar()), err))
@@ -649,9 +682,11 @@ func (d *Daemon) login(w http.ResponseWriter, r *dockerapi.Request) error {
 	if err := dockerapi.ReadJSON(r, &c, false); err != nil {
 		return err
 	}
-	err := image.Login(r.Context(), c.ServerAddress, image.Credentials{
-		Username: c.Username, Password: c.Password, IdentityToken: c.IdentityToken, RegistryToken: c.RegistryToken,
-	}, d.cfg.PlainHTTP)
+	err := d.withRegistry(c.ServerAddress, func(plain []string) error {
+		return image.Login(r.Context(), c.ServerAddress, image.Credentials{
+			Username: c.Username, Password: c.Password, IdentityToken: c.IdentityToken, RegistryToken: c.RegistryToken,
+		}, plain)
+	})
 	if errors.Is(err, image.ErrUnauthorized) {
 		return dockerapi.Errorf(http.StatusUnauthorized, "%w", err)
 	}

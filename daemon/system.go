@@ -3,7 +3,9 @@ package daemon
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"log/slog"
 	"net/http"
+	"net/netip"
 	"os"
 	"runtime"
 	"strconv"
@@ -11,6 +13,7 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/system"
 	"golang.org/x/sys/unix"
 
@@ -59,8 +62,10 @@ func (d *Daemon) info(w http.ResponseWriter, r *dockerapi.Request) error {
 		IPv4Forwarding: true, OomKillDisable: false, SystemTime: time.Now().Format(time.RFC3339Nano), Isolation: "",
 		IndexServerAddress: "https://index.docker.io/v1/", SecurityOptions: []string{"name=machine", "name=cgroupns"},
 		Plugins: system.PluginsInfo{Volume: []string{localDriver}, Network: []string{"bridge", "null"}, Log: []string{logDriver}},
-		Labels:  []string{}, DriverStatus: [][2]string{{"Backing Filesystem", "erofs, ext4"}}, Debug: false,
+		Labels:  []string{}, DriverStatus: [][2]string{{"Backing Filesystem", "erofs, ext4"}},
 	}
+	out.RegistryConfig = d.registryConfig()
+	out.Debug = d.log.Enabled(r.Context(), slog.LevelDebug)
 	out.Name, _ = os.Hostname()
 	var u unix.Utsname
 	_ = unix.Uname(&u)
@@ -91,7 +96,26 @@ func (d *Daemon) info(w http.ResponseWriter, r *dockerapi.Request) error {
 		ids[string(img.ConfigDigest)] = true
 	}
 	out.Images = len(ids)
-	return dockerapi.WriteJSON(w, http.StatusOK, out)
+	if r.Version >= 50 {
+		return dockerapi.WriteJSON(w, http.StatusOK, out)
+	}
+	return dockerapi.WriteJSON(w, http.StatusOK, struct {
+		system.Info
+		BridgeNfIptables, BridgeNfIp6tables bool //nolint:revive // docker's spelling
+	}{Info: out})
+}
+
+// registryConfig says which registries may be spoken to without TLS.
+func (d *Daemon) registryConfig() *registry.ServiceConfig {
+	c := &registry.ServiceConfig{
+		InsecureRegistryCIDRs: []netip.Prefix{netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("127.0.0.0/8")},
+		IndexConfigs:          map[string]*registry.IndexInfo{"docker.io": {Name: "docker.io", Mirrors: []string{}, Secure: true, Official: true}},
+		Mirrors:               []string{},
+	}
+	for _, host := range d.cfg.PlainHTTP {
+		c.IndexConfigs[host] = &registry.IndexInfo{Name: host, Mirrors: []string{}}
+	}
+	return c
 }
 
 // osName is the host's own name of itself.

@@ -311,7 +311,7 @@ func TestPushRefuses(t *testing.T) {
 		{host + "/none:1", o, ErrNotFound, ""},
 		{host + "/one@" + one.Digest.String(), o, nil, "push a tag"},
 		{"oci:/tmp/x", o, nil, "only a name"},
-		{host + "/one:1", PushOptions{Keychain: o.Keychain}, errPlainHTTP, "--plain-http"},
+		{host + "/one:1", PushOptions{Keychain: o.Keychain}, ErrPlainHTTP, "--plain-http"},
 		{host + "/two:1", o, ErrNoTar, "pull the image again"},
 	} {
 		_, err := s.Push(t.Context(), parse(t, test.ref), test.o)

@@ -23,8 +23,8 @@ import (
 	"github.com/kcradle/kcradle/image/layer"
 )
 
-// errPlainHTTP says that a registry would have to be spoken to without TLS and was not named as one of those.
-var errPlainHTTP = errors.New("plain HTTP is not allowed")
+// ErrPlainHTTP says that a registry would have to be spoken to without TLS and was not named as one of those.
+var ErrPlainHTTP = errors.New("plain HTTP is not allowed")
 
 // registry is a repository of a registry, with an authenticated client.
 type registry struct {
@@ -99,7 +99,7 @@ type schemes struct {
 func (s schemes) RoundTrip(r *http.Request) (*http.Response, error) {
 	switch {
 	case r.URL.Scheme == "http" && !s.plain:
-		return nil, fmt.Errorf("%s: %w", r.URL.Host, errPlainHTTP)
+		return nil, fmt.Errorf("%s: %w", r.URL.Host, ErrPlainHTTP)
 	case r.URL.Scheme == "https" && s.plain && r.URL.Host == s.host:
 		return nil, fmt.Errorf("%s was named as a registry that speaks plain HTTP", r.URL.Host)
 	}
@@ -118,10 +118,10 @@ func (r *registry) explain(err error) error {
 		}
 		return err
 	}
-	if errors.Is(err, http.ErrSchemeMismatch) || errors.Is(err, errPlainHTTP) && errors.Is(err, unix.ECONNREFUSED) ||
+	if errors.Is(err, http.ErrSchemeMismatch) || errors.Is(err, ErrPlainHTTP) && errors.Is(err, unix.ECONNREFUSED) ||
 		strings.Contains(err.Error(), "HTTP response to HTTPS client") {
 		return fmt.Errorf("%s does not speak TLS; if it is meant to be spoken to without, say so: --plain-http %s, or docker+http://%s/…: %w",
-			r.host, r.host, r.host, errPlainHTTP)
+			r.host, r.host, r.host, ErrPlainHTTP)
 	}
 	return err
 }

@@ -38,7 +38,7 @@ var dockerdFlags = map[string]dockerdFlag{
 	"userland-proxy":               {flag: true},
 	"iptables":                     {flag: true}, // no rule is ever made
 	"ip6tables":                    {flag: true},
-	"debug":                        {flag: true},
+	"debug":                        {flag: true, ours: "--log-level"},
 	"log-level":                    {},
 	"storage-driver":               {only: "overlay2"},
 	"default-cgroupns-mode":        {only: "private"},
@@ -54,7 +54,7 @@ var dockerdShort = map[string]string{"H": "host", "D": "debug", "l": "log-level"
 
 // daemonArgs are the arguments of `kcradle` for those of dockerd.
 func daemonArgs(args []string) (out []string, err error) {
-	root := ""
+	root, debug := "", false
 	var flags []string
 	for len(args) > 0 {
 		arg := args[0]
@@ -90,6 +90,8 @@ func daemonArgs(args []string) (out []string, err error) {
 			return nil, fmt.Errorf("kcradle daemon has nothing like dockerd's --%s=%s", name, value)
 		case f.ours == "--root":
 			root = value
+		case name == "debug":
+			debug = value == "true"
 		case f.ours != "":
 			flags = append(flags, f.ours+"="+value)
 		}
@@ -97,7 +99,11 @@ func daemonArgs(args []string) (out []string, err error) {
 	if root == "" {
 		return nil, errors.New("dockerd was started without --data-root")
 	}
-	return append([]string{"--root", root, "daemon"}, flags...), nil
+	level := "warn"
+	if debug {
+		level = "debug"
+	}
+	return append([]string{"--root", root, "--log-level", level, "daemon"}, flags...), nil
 }
 
 // beDockerd becomes the daemon that program is.

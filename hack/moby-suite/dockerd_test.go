@@ -16,8 +16,8 @@ func TestDaemonArgs(t *testing.T) {
 		}
 	}
 	for args, want := range map[string]string{
-		"--config-file /dev/null --data-root /r --exec-root /e --pidfile /p --userland-proxy=true --host unix:///s --debug --storage-driver overlay2": "--root /r daemon --pidfile=/p --host=unix:///s",
-		"--data-root=/r -H unix:///s -D --live-restore --config-file " + empty:                                                                        "--root /r daemon --host=unix:///s",
+		"--config-file /dev/null --data-root /r --exec-root /e --pidfile /p --userland-proxy=true --host unix:///s --debug --storage-driver overlay2": "--root /r --log-level debug daemon --pidfile=/p --host=unix:///s",
+		"--data-root=/r -H unix:///s -D --live-restore --config-file " + empty:                                                                        "--root /r --log-level debug daemon --host=unix:///s",
 		"--data-root /r --config-file " + full: "no configuration file",
 		"--data-root /r --live-restore=false":  "nothing like dockerd's --live-restore=false",
 		"--data-root /r --bip 10.0.0.1/8":      "nothing like dockerd's flag --bip",
