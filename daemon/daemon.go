@@ -239,6 +239,7 @@ func (d *Daemon) routes() []dockerapi.Route {
 		{Method: "POST", Path: "/networks/{id}/disconnect", Handle: d.networkDisconnect},
 		{Method: "DELETE", Path: "/networks/{id}", Handle: d.networkRemove},
 
+		{Method: "GET", Path: "/distribution/{name+}/json", Handle: d.distribution},
 		{Method: "POST", Path: "/auth", Handle: d.login},
 		{Method: "POST", Path: "/commit", Handle: d.commit},
 		{Method: "GET", Path: "/system/df", Handle: d.diskUsage},

@@ -676,6 +676,33 @@ func (d *Daemon) imagePrune(w http.ResponseWriter, r *dockerapi.Request) error {
 	return dockerapi.WriteJSON(w, http.StatusOK, report)
 }
 
+// distribution says what a registry has under a name.
+func (d *Daemon) distribution(w http.ResponseWriter, r *dockerapi.Request) error {
+	ref, err := image.ParseReference("docker://" + r.Var("name"))
+	if err != nil {
+		return dockerapi.BadRequest("invalid reference format: %w", err)
+	}
+	var o image.PullOptions
+	if o.Keychain, err = keychain(r.Header.Get("X-Registry-Auth")); err != nil {
+		return err
+	}
+	var out registry.DistributionInspect
+	err = d.withRegistry(ref.Name(), func(plain []string) (err error) {
+		o.PlainHTTP = plain
+		out.Descriptor, out.Platforms, err = image.Distribution(r.Context(), ref, o)
+		return err
+	})
+	switch {
+	case errors.Is(err, image.ErrUnauthorized):
+		return dockerapi.Errorf(http.StatusUnauthorized, "%w", err)
+	case errors.Is(err, image.ErrNotFound):
+		return dockerapi.NotFound("%w", err)
+	case err != nil:
+		return err
+	}
+	return dockerapi.WriteJSON(w, http.StatusOK, out)
+}
+
 // login says whether credentials are good. The client keeps them, not the daemon.
 func (d *Daemon) login(w http.ResponseWriter, r *dockerapi.Request) error {
 	var c registry.AuthConfig

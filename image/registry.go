@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -234,35 +235,99 @@ func retry(ctx context.Context, act func() error) error {
 	}
 }
 
+// acceptManifests is what manifests are asked for with.
+func acceptManifests() http.Header {
+	return http.Header{"Accept": {strings.Join([]string{
+		ocispec.MediaTypeImageIndex, dockerManifestList, ocispec.MediaTypeImageManifest, dockerManifest,
+	}, ", ")}}
+}
+
+// top reads the manifest or index that a name leads to, with its media type.
+func (r *registry) top(ctx context.Context, ref Reference) (b []byte, mediaType string, err error) {
+	b, header, err := r.document(ctx, "manifests/"+ref.target(), acceptManifests())
+	if err != nil {
+		return nil, "", err
+	}
+	want := ref.pinned()
+	if h := digest.Digest(header.Get("Docker-Content-Digest")); want == "" && h.Validate() == nil && h.Algorithm() == digest.SHA256 {
+		want = h
+	}
+	if got := digest.FromBytes(b); want != "" && got != want {
+		return nil, "", fmt.Errorf("manifest %s: %w: it has %s", want, ErrCorrupt, got)
+	}
+	mediaType, _, _ = strings.Cut(header.Get("Content-Type"), ";")
+	return b, strings.TrimSpace(mediaType), nil
+}
+
+// described reads a small document by its descriptor.
+func (r *registry) described(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
+	path := "blobs/"
+	if isManifest(d.MediaType) {
+		path = "manifests/"
+	}
+	b, _, err := r.document(ctx, path+d.Digest.String(), acceptManifests())
+	return b, err
+}
+
+// Distribution asks a registry what a name leads to, and for which platforms there are images.
+func Distribution(ctx context.Context, ref Reference, o PullOptions) (d ocispec.Descriptor, platforms []ocispec.Platform, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("look up %s: %w", ref, err)
+		}
+	}()
+	if err := o.check(); err != nil {
+		return d, nil, err
+	}
+	r, err := dialRegistry(ctx, ref, o, transport.PullScope)
+	if err != nil {
+		return d, nil, err
+	}
+	top, mediaType, err := r.top(ctx, ref)
+	if err != nil {
+		return d, nil, err
+	}
+	doc, err := parseDocument(top, mediaType)
+	if err != nil {
+		return d, nil, err
+	}
+	d = ocispec.Descriptor{MediaType: doc.MediaType, Digest: digest.FromBytes(top), Size: int64(len(top))}
+	if doc.isIndex() {
+		for _, m := range doc.Manifests {
+			if m.Platform != nil && m.Platform.OS != "unknown" { // attestations
+				platforms = append(platforms, *m.Platform)
+			}
+		}
+		return d, platforms, nil
+	}
+	if err := checkDescriptor(*doc.Config, maxDocument); err != nil {
+		return d, nil, err
+	}
+	config, err := r.described(ctx, *doc.Config)
+	if err != nil {
+		return d, nil, err
+	}
+	if got := digest.FromBytes(config); got != doc.Config.Digest {
+		return d, nil, fmt.Errorf("configuration %s: %w: it has %s", doc.Config.Digest, ErrCorrupt, got)
+	}
+	var p ocispec.Platform
+	if err := json.Unmarshal(config, &p); err != nil {
+		return d, nil, fmt.Errorf("%w: configuration: %w", ErrUnsupported, err)
+	}
+	return d, []ocispec.Platform{p}, nil
+}
+
 // findRemote finds an image at its registry.
 func findRemote(ctx context.Context, ref Reference, o PullOptions) (*found, error) {
 	r, err := dialRegistry(ctx, ref, o, transport.PullScope)
 	if err != nil {
 		return nil, err
 	}
-	accept := http.Header{"Accept": {strings.Join([]string{
-		ocispec.MediaTypeImageIndex, dockerManifestList, ocispec.MediaTypeImageManifest, dockerManifest,
-	}, ", ")}}
-	top, header, err := r.document(ctx, "manifests/"+ref.target(), accept)
+	top, mediaType, err := r.top(ctx, ref)
 	if err != nil {
 		return nil, err
 	}
-	want := ref.pinned()
-	if h := digest.Digest(header.Get("Docker-Content-Digest")); want == "" && h.Validate() == nil && h.Algorithm() == digest.SHA256 {
-		want = h
-	}
-	if got := digest.FromBytes(top); want != "" && got != want {
-		return nil, fmt.Errorf("manifest %s: %w: it has %s", want, ErrCorrupt, got)
-	}
-	mediaType, _, _ := strings.Cut(header.Get("Content-Type"), ";")
-	f, err := resolve(top, strings.TrimSpace(mediaType), func(d ocispec.Descriptor) ([]byte, error) {
-		path := "blobs/"
-		if isManifest(d.MediaType) {
-			path = "manifests/"
-		}
-		b, _, err := r.document(ctx, path+d.Digest.String(), accept)
-		return b, err
-	})
+	f, err := resolve(top, mediaType, func(d ocispec.Descriptor) ([]byte, error) { return r.described(ctx, d) })
 	if err != nil {
 		return nil, err
 	}

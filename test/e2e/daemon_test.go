@@ -235,6 +235,7 @@ func TestDaemon(t *testing.T) {
 // An image goes to a registry and comes back from it.
 func TestDaemonRegistry(t *testing.T) {
 	need.Command(t, "docker-registry", "hack/deps test")
+	need.Command(t, "curl", "hack/deps test")
 	reg, err := servers.StartRegistry(t.Context(), tempDir(t))
 	if err != nil {
 		t.Fatal(err)
@@ -249,6 +250,15 @@ func TestDaemonRegistry(t *testing.T) {
 	digest, _, _ = strings.Cut(digest, " ")
 	if !ok || !strings.HasPrefix(digest, "sha256:") {
 		t.Fatalf("push: got %s", pushed)
+	}
+	// What is at the registry, asked by way of the daemon.
+	answer := succeed(t, exec.CommandContext(t.Context(), "curl", "-s", "--unix-socket", strings.TrimPrefix(h.d.Host, "unix://"), "http://d/distribution/"+name+"/json"))
+	var remote struct {
+		Descriptor struct{ Digest string }
+		Platforms  []struct{ OS, Architecture string }
+	}
+	if err := json.Unmarshal([]byte(answer), &remote); err != nil || remote.Descriptor.Digest != digest || len(remote.Platforms) != 1 || remote.Platforms[0].Architecture != "amd64" {
+		t.Errorf("distribution: got %s, %v", answer, err)
 	}
 	h.docker("rmi", name, busybox)
 	h.want("pull", h.docker("pull", "-q", name), name)
