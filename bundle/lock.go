@@ -63,6 +63,29 @@ func (b *Bundle) Running() (pid int, running bool) {
 	return pid, true
 }
 
+// Kill kills the supervisor of a bundle that runs, and its machine with it. It is for a supervisor that does not answer.
+func (b *Bundle) Kill() error {
+	pid, running := b.Running()
+	if !running {
+		return nil
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("kill the supervisor (pid %d) of %s: %w", pid, b.Dir, err)
+	}
+	defer unix.Close(fd)
+	if again, running := b.Running(); !running || again != pid { // the number may be somebody else's by now
+		return nil
+	}
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("kill the supervisor (pid %d) of %s: %w", pid, b.Dir, err)
+	}
+	return nil
+}
+
 // pidOf reads what Lock wrote.
 func pidOf(f *os.File) string {
 	text := make([]byte, 32)

@@ -46,11 +46,11 @@ func (d *Daemon) commit(w http.ResponseWriter, r *dockerapi.Request) error {
 	}
 	ctx := context.WithoutCancel(r.Context())
 	if f.running() && r.BoolOr("pause", true) && f.state.Status != "paused" {
-		if err := c.api().Do(ctx, "POST", c.path("/pause"), nil, nil, nil); err != nil {
+		if err := c.ask(ctx, c.d.bounds.patience, "POST", c.path("/pause"), nil, nil, nil); err != nil {
 			return err
 		}
 		defer func() {
-			if err := c.api().Do(ctx, "POST", c.path("/unpause"), nil, nil, nil); err != nil {
+			if err := c.ask(ctx, c.d.bounds.patience, "POST", c.path("/unpause"), nil, nil, nil); err != nil {
 				d.log.Error("a container stays paused after a commit", "container", c.id, "error", err)
 			}
 		}()

@@ -164,6 +164,41 @@ func (c *Container) saveLocked() error {
 // api speaks to the container's vdocker.
 func (c *Container) api() client.Client { return client.Client{Dial: c.b.DialVdocker} }
 
+// How long a machine may take. A guest belongs to its user: one that never answers must hold up nobody else.
+const (
+	patience = time.Minute      // for an answer that nothing inside has to be waited for
+	slack    = 30 * time.Second // to end, beyond the grace of its container: its supervisor kills it earlier
+)
+
+// bounds are those two; a test has less time.
+type bounds struct{ patience, slack time.Duration }
+
+// ask is one question to the container's vdocker, which has that long for its answer.
+func (c *Container) ask(ctx context.Context, limit time.Duration, method, path string, query url.Values, body, into any) error {
+	asking, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	err := c.api().Do(asking, method, path, query, body, into)
+	if err != nil && asking.Err() != nil && ctx.Err() == nil {
+		return c.silent(limit)
+	}
+	return err
+}
+
+func (c *Container) silent(limit time.Duration) error {
+	return dockerapi.Errorf(http.StatusInternalServerError, "the machine of container %s has not answered for %v: docker rm -f ends it", c.id, limit)
+}
+
+// grace is how long the container may take to stop; negative: for ever. timeout is in seconds; nil: its own.
+func (c *Container) grace(timeout *int) time.Duration {
+	if timeout == nil {
+		timeout = c.b.Pod.Containers[0].StopTimeout
+	}
+	if timeout == nil {
+		return 10 * time.Second
+	}
+	return time.Duration(*timeout) * time.Second
+}
+
 // path is the container's path there, with more behind it.
 func (c *Container) path(more string) string { return "/containers/" + c.id + more }
 
@@ -182,7 +217,14 @@ func (c *Container) boot(ctx context.Context) (*machine, error) {
 		c.change(func() { c.attached = nil })
 		return nil, fmt.Errorf("start the machine of container %s: %w", rec.Name, err)
 	}
-	return c.follow(ctx)
+	m, err := c.follow(ctx)
+	if err != nil { // nobody would know of it
+		now := 0
+		if herr := c.b.Stop(ctx, &now); herr != nil {
+			err = errors.Join(err, herr)
+		}
+	}
+	return m, err
 }
 
 // takeUp finds out how the container is after a start of the daemon.
@@ -191,7 +233,21 @@ func (c *Container) takeUp(ctx context.Context) error {
 		if err := c.reattach(); err != nil {
 			return err
 		}
-		_, err := c.follow(ctx)
+		_, err := c.watch(ctx, func(ctx context.Context) {
+			since := time.Now()
+			for ctx.Err() == nil {
+				s, err := c.listen(ctx, since)
+				if err == nil {
+					c.followEvents(s)
+					return
+				}
+				c.d.log.Warn("the machine of a container that runs does not answer", "container", c.id, "error", err)
+				select {
+				case <-time.After(firstAgain):
+				case <-ctx.Done():
+				}
+			}
+		})
 		return err
 	}
 	if err := c.readEnd(); err != nil {
@@ -282,18 +338,52 @@ func (c *Container) readEnd() error {
 	return nil
 }
 
-// follow watches a machine that runs until its end. It returns when the first state and the stream of events are there.
+// follow watches a machine until its end. It returns when the first state and the stream of events are there.
 func (c *Container) follow(ctx context.Context) (*machine, error) {
-	m := &machine{ended: make(chan struct{})}
-	since := time.Now()
-	resp, err := c.api().Stream(ctx, "GET", "/events", url.Values{"since": {strconv.FormatInt(since.Unix(), 10)}}, nil, nil)
+	s, err := c.listen(ctx, time.Now())
 	if err != nil {
-		return nil, fmt.Errorf("follow the events of container %s: %w", c.id, err)
+		return nil, err
 	}
+	return c.watch(ctx, func(context.Context) { c.followEvents(s) })
+}
+
+// stream is vdocker's stream of events.
+type stream struct {
+	body   io.ReadCloser
+	cancel context.CancelFunc
+}
+
+func (s stream) close() { s.cancel(); s.body.Close() }
+
+// listen begins to hear what vdocker says of its container.
+func (c *Container) listen(ctx context.Context, since time.Time) (stream, error) {
+	connecting := ctx
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer context.AfterFunc(connecting, cancel)()
+	late := time.AfterFunc(c.d.bounds.patience, cancel)
+	resp, err := c.api().Stream(ctx, "GET", "/events", url.Values{"since": {strconv.FormatInt(since.Unix(), 10)}}, nil, nil)
+	if !late.Stop() {
+		if err == nil {
+			resp.Body.Close()
+		}
+		err = c.silent(c.d.bounds.patience)
+	}
+	if err != nil {
+		cancel()
+		return stream{}, fmt.Errorf("follow the events of container %s: %w", c.id, err)
+	}
+	return stream{resp.Body, cancel}, nil
+}
+
+// watch watches a machine until its end, and returns when its first state is there. hear passes on what vdocker says; its context
+// ends with the supervisor.
+func (c *Container) watch(ctx context.Context, hear func(context.Context)) (*machine, error) {
+	m := &machine{ended: make(chan struct{})}
 	c.change(func() { c.machine = m })
 	first := make(chan struct{})
+	hearing, gone := context.WithCancel(c.d.ctx)
 	var told sync.WaitGroup
-	told.Go(func() { c.followEvents(resp) })
+	told.Go(func() { hear(hearing) })
 	c.d.workers.Go(func() {
 		once := sync.OnceFunc(func() { close(first) })
 		err := c.b.Watch(c.d.ctx, func(s bundle.State) {
@@ -301,23 +391,26 @@ func (c *Container) follow(ctx context.Context) (*machine, error) {
 			once()
 		})
 		once()
+		gone()
+		told.Wait()
 		if c.d.ctx.Err() != nil { // the daemon ends, the machine does not
-			resp.Body.Close()
-			told.Wait()
 			return
 		}
 		if err != nil {
 			c.d.log.Warn("the supervisor is not heard any more", "container", c.id, "error", err)
 		}
-		told.Wait()
 		c.end(m)
 	})
+	late := time.NewTimer(c.d.bounds.patience)
+	defer late.Stop()
 	select {
 	case <-first:
+		return m, nil
+	case <-late.C:
+		return m, fmt.Errorf("the supervisor of container %s has not answered for %v", c.id, c.d.bounds.patience)
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		return m, context.Cause(ctx)
 	}
-	return m, nil
 }
 
 // observe takes a state that the supervisor tells.
@@ -342,11 +435,18 @@ func (c *Container) stateLocked(s spec.State) {
 	}
 }
 
+// maxEvent bounds one event from inside.
+const maxEvent = 1 << 20
+
 // followEvents passes on what vdocker says of its container.
-func (c *Container) followEvents(resp *http.Response) {
-	defer resp.Body.Close()
-	dec := json.NewDecoder(io.LimitReader(resp.Body, 1<<40))
+func (c *Container) followEvents(s stream) {
+	stop := context.AfterFunc(c.d.ctx, s.close)
+	defer stop()
+	defer s.close()
+	limit := &io.LimitedReader{R: s.body}
+	dec := json.NewDecoder(limit)
 	for {
+		limit.N = maxEvent
 		var m events.Message
 		if err := dec.Decode(&m); err != nil {
 			return // with its machine, or with the daemon
@@ -467,7 +567,8 @@ func (c *Container) end(m *machine) {
 	}
 }
 
-// halt ends the machine and waits until it is gone. timeout is the grace of the container, in seconds; nil: its own.
+// halt ends the machine and waits until it is gone. timeout is the grace of the container, in seconds; nil: its own. A supervisor
+// that does not do it in time is killed, and its machine with it.
 func (c *Container) halt(ctx context.Context, timeout *int) error {
 	c.mu.Lock()
 	m := c.machine
@@ -475,7 +576,17 @@ func (c *Container) halt(ctx context.Context, timeout *int) error {
 	if m == nil {
 		return nil
 	}
-	if err := c.b.Stop(ctx, timeout); err != nil {
+	patient, cancel := ctx, context.CancelFunc(func() {})
+	if grace := c.grace(timeout); grace >= 0 {
+		patient, cancel = context.WithTimeout(ctx, grace+c.d.bounds.slack)
+	}
+	defer cancel()
+	err := c.b.Stop(patient, timeout)
+	if err != nil && patient.Err() != nil && ctx.Err() == nil {
+		c.d.log.Error("a supervisor does not answer and is killed", "container", c.id, "error", err)
+		err = c.b.Kill()
+	}
+	if err != nil {
 		return err
 	}
 	return c.gone(ctx, m)

@@ -64,6 +64,7 @@ type Daemon struct {
 	started time.Time
 	lock    *os.File
 	events  *bus
+	bounds  bounds
 	handler http.Handler
 
 	ctx     context.Context // ends with the daemon
@@ -93,7 +94,7 @@ const (
 
 // Open makes a daemon of what the state directory holds. Half-made containers are removed, running ones are taken up again.
 func Open(ctx context.Context, c Config) (*Daemon, error) {
-	d := &Daemon{cfg: c, log: c.Log, started: time.Now(), events: newBus(), containers: map[string]*Container{},
+	d := &Daemon{cfg: c, log: c.Log, started: time.Now(), events: newBus(), bounds: bounds{patience, slack}, containers: map[string]*Container{},
 		names: map[string]string{}, execs: map[string]*Container{}}
 	if err := d.open(ctx); err != nil {
 		return nil, fmt.Errorf("open the daemon's state %s: %w", c.Root, err)

@@ -37,7 +37,9 @@ func (d *Daemon) inspect(w http.ResponseWriter, r *dockerapi.Request, c *Contain
 		var inside struct {
 			State struct{ Health *container.Health }
 		}
-		if err := c.api().Do(r.Context(), "GET", c.path("/json"), nil, nil, &inside); err == nil && inside.State.Health != nil {
+		ctx, cancel := context.WithTimeout(r.Context(), told)
+		defer cancel()
+		if err := c.api().Do(ctx, "GET", c.path("/json"), nil, nil, &inside); err == nil && inside.State.Health != nil {
 			out["State"].(*container.State).Health = inside.State.Health
 		}
 	}

@@ -54,7 +54,7 @@ func (c *Container) start(ctx context.Context) error {
 		err = c.api().Do(ctx, "POST", c.path("/resize"), url.Values{"h": {strconv.Itoa(int(size[0]))}, "w": {strconv.Itoa(int(size[1]))}}, nil, nil)
 	}
 	if err == nil {
-		err = c.api().Do(ctx, "POST", c.path("/start"), nil, nil, nil)
+		err = c.ask(ctx, c.d.bounds.patience, "POST", c.path("/start"), nil, nil, nil)
 	}
 	if err != nil {
 		return c.startFailed(ctx, err)
@@ -98,7 +98,7 @@ func (c *Container) startFailed(ctx context.Context, cause error) error {
 	if dockerapi.Status(cause) == http.StatusBadRequest {
 		code = 127
 		var s struct{ State struct{ ExitCode int } }
-		if c.api().Do(ctx, "GET", c.path("/json"), nil, nil, &s) == nil && s.State.ExitCode != 0 {
+		if c.ask(ctx, c.d.bounds.patience, "GET", c.path("/json"), nil, nil, &s) == nil && s.State.ExitCode != 0 {
 			code = s.State.ExitCode
 		}
 	}
@@ -140,18 +140,18 @@ func stopQuery(r *dockerapi.Request) (url.Values, *int, error) {
 }
 
 func (d *Daemon) stop(w http.ResponseWriter, r *dockerapi.Request, c *Container) error {
-	q, _, err := stopQuery(r)
+	q, timeout, err := stopQuery(r)
 	if err != nil {
 		return err
 	}
-	if err := c.stop(context.WithoutCancel(r.Context()), q); err != nil {
+	if err := c.stop(context.WithoutCancel(r.Context()), q, timeout); err != nil {
 		return err
 	}
 	return noContent(w)
 }
 
 // stop stops the container; its machine ends with it.
-func (c *Container) stop(ctx context.Context, q url.Values) error {
+func (c *Container) stop(ctx context.Context, q url.Values, timeout *int) error {
 	f := c.look()
 	if !f.running() {
 		return dockerapi.ErrNotModified
@@ -159,9 +159,15 @@ func (c *Container) stop(ctx context.Context, q url.Values) error {
 	if err := c.willed(); err != nil {
 		return err
 	}
-	err := c.api().Do(ctx, "POST", c.path("/stop"), q, nil, nil)
+	var err error
+	if grace := c.grace(timeout); grace < 0 { // it may take as long as it likes
+		err = c.api().Do(ctx, "POST", c.path("/stop"), q, nil, nil)
+	} else {
+		err = c.ask(ctx, grace+c.d.bounds.patience, "POST", c.path("/stop"), q, nil, nil)
+	}
 	if err != nil && dockerapi.Status(err) == http.StatusInternalServerError { // it may have gone meanwhile, or be deaf
-		err = c.halt(ctx, nil)
+		now := 0
+		err = c.halt(ctx, &now)
 	}
 	if err != nil {
 		return err
@@ -181,7 +187,7 @@ func (c *Container) willed() error {
 }
 
 func (d *Daemon) restart(w http.ResponseWriter, r *dockerapi.Request, c *Container) error {
-	q, _, err := stopQuery(r)
+	q, timeout, err := stopQuery(r)
 	if err != nil {
 		return err
 	}
@@ -189,7 +195,7 @@ func (d *Daemon) restart(w http.ResponseWriter, r *dockerapi.Request, c *Contain
 	c.change(func() { c.keeping = true })
 	defer c.change(func() { c.keeping = false })
 	if c.look().running() {
-		if err := c.stop(ctx, q); err != nil && !errors.Is(err, dockerapi.ErrNotModified) {
+		if err := c.stop(ctx, q, timeout); err != nil && !errors.Is(err, dockerapi.ErrNotModified) {
 			return err
 		}
 	}
@@ -221,13 +227,24 @@ func (c *Container) kill(ctx context.Context, signal string) error {
 	if signal != "" {
 		q.Set("signal", signal)
 	}
-	err := c.api().Do(ctx, "POST", c.path("/kill"), q, nil, nil)
+	last := false
+	switch signal {
+	case "", "9", "KILL", "SIGKILL":
+		last = true
+	}
+	err := c.ask(ctx, c.d.bounds.slack, "POST", c.path("/kill"), q, nil, nil)
+	if err != nil && last && dockerapi.Status(err) == http.StatusInternalServerError { // it is deaf
+		now := 0
+		if err := c.willed(); err != nil {
+			return err
+		}
+		return c.halt(ctx, &now)
+	}
 	if err != nil {
 		// Without the words that go around it here, too.
 		return dockerapi.Errorf(dockerapi.Status(err), "%s", strings.TrimPrefix(err.Error(), "cannot kill container: "+c.id+": "))
 	}
-	switch signal {
-	case "", "9", "KILL", "SIGKILL":
+	if last {
 		if err := c.willed(); err != nil {
 			return err
 		}
@@ -255,7 +272,7 @@ func (c *Container) freeze(w http.ResponseWriter, r *dockerapi.Request, act, sta
 		}
 		return dockerapi.Errorf(http.StatusInternalServerError, "Container %s is not paused", c.id)
 	}
-	if err := c.api().Do(context.WithoutCancel(r.Context()), "POST", c.path(act), nil, nil, nil); err != nil {
+	if err := c.ask(context.WithoutCancel(r.Context()), c.d.bounds.patience, "POST", c.path(act), nil, nil, nil); err != nil {
 		return err
 	}
 	news, cancel := context.WithTimeout(r.Context(), told)

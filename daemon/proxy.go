@@ -3,13 +3,13 @@ package daemon
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 
 	"github.com/moby/moby/api/types/container"
 
@@ -135,7 +135,9 @@ func (d *Daemon) attach(w http.ResponseWriter, r *dockerapi.Request, c *Containe
 	leave, err := c.visitLocked(r.Context())
 	if err == nil {
 		defer leave()
-		guest, err = c.api().Hijack(context.WithoutCancel(r.Context()), c.path("/attach"), r.URL.Query(), nil)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), d.bounds.patience)
+		guest, err = c.api().Hijack(ctx, c.path("/attach"), r.URL.Query(), nil)
+		cancel()
 	}
 	c.life.Unlock()
 	if err != nil { // the start will say so, too, and there the client listens
@@ -217,7 +219,7 @@ func (d *Daemon) execCreate(w http.ResponseWriter, r *dockerapi.Request) error {
 		return notRunning(c, f)
 	}
 	var created container.ExecCreateResponse
-	if err := c.api().Do(r.Context(), "POST", "/v"+r.Version.String()+c.path("/exec"), nil, config, &created); err != nil {
+	if err := c.ask(r.Context(), c.d.bounds.patience, "POST", "/v"+r.Version.String()+c.path("/exec"), nil, config, &created); err != nil {
 		return err
 	}
 	d.mu.Lock()
@@ -263,20 +265,36 @@ func (d *Daemon) execOwner(ctx context.Context, id string) (*Container, error) {
 	if c != nil {
 		return c, nil
 	}
+	// All at once: some may not answer.
+	asking, cancel := context.WithTimeout(ctx, told)
+	defer cancel()
+	owner := make(chan *Container, 1)
+	var asked sync.WaitGroup
 	for _, c := range d.all() {
 		if !c.look().running() {
 			continue
 		}
-		err := c.api().Do(ctx, "GET", "/exec/"+url.PathEscape(id)+"/json", nil, nil, nil)
-		if err == nil {
-			d.mu.Lock()
-			d.execs[id] = c
-			d.mu.Unlock()
-			return c, nil
-		}
-		if errors.Is(err, context.Canceled) {
-			return nil, err
-		}
+		asked.Go(func() {
+			if c.api().Do(asking, "GET", "/exec/"+url.PathEscape(id)+"/json", nil, nil, nil) == nil {
+				select {
+				case owner <- c:
+					cancel()
+				default: // IDs are random: another machine that has it lies, or this one does
+				}
+			}
+		})
+	}
+	asked.Wait()
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	select {
+	case c := <-owner:
+		d.mu.Lock()
+		d.execs[id] = c
+		d.mu.Unlock()
+		return c, nil
+	default:
 	}
 	return nil, dockerapi.NotFound("No such exec instance: %s", id)
 }

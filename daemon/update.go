@@ -54,7 +54,7 @@ func (d *Daemon) update(w http.ResponseWriter, r *dockerapi.Request) error {
 	}
 	answer := container.UpdateResponse{}
 	if f.running() {
-		if err := c.api().Do(context.WithoutCancel(r.Context()), "POST", c.path("/update"), nil, raw, &answer); err != nil {
+		if err := c.ask(context.WithoutCancel(r.Context()), c.d.bounds.patience, "POST", c.path("/update"), nil, raw, &answer); err != nil {
 			return err
 		}
 	}
