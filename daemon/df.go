@@ -22,7 +22,7 @@ type usage struct {
 
 // diskUsage tells what takes the disk.
 func (d *Daemon) diskUsage(w http.ResponseWriter, r *dockerapi.Request) error {
-	out := usage{Images: []imagetypes.Summary{}, Containers: []map[string]any{}, Volumes: []volume.Volume{}, BuildCache: []struct{}{}}
+	var out usage // what is not asked for is null
 	wanted := func(kind string) bool {
 		kinds := r.Form["type"]
 		if len(kinds) == 0 {
@@ -40,6 +40,7 @@ func (d *Daemon) diskUsage(w http.ResponseWriter, r *dockerapi.Request) error {
 		if err != nil {
 			return err
 		}
+		out.Images = []imagetypes.Summary{}
 		for _, u := range all {
 			s := summarizeImage(u)
 			s.SharedSize, s.Containers = u.Shared, int64(len(d.imageUsers(u.ID)))
@@ -54,17 +55,22 @@ func (d *Daemon) diskUsage(w http.ResponseWriter, r *dockerapi.Request) error {
 	}
 	if wanted("container") {
 		now := time.Now()
+		out.Containers = []map[string]any{}
 		for _, c := range d.all() {
 			s := c.summary(c.look(), now, r.Version)
 			s["SizeRw"] = c.diskUse()
 			out.Containers = append(out.Containers, s)
 		}
 	}
+	if wanted("build-cache") {
+		out.BuildCache = []struct{}{}
+	}
 	if wanted("volume") {
 		all, err := d.allVolumes()
 		if err != nil {
 			return err
 		}
+		out.Volumes = []volume.Volume{}
 		for _, v := range all {
 			v.UsageData = &volume.UsageData{Size: blocks(d.volumePath(v.Name)), RefCount: int64(len(d.users(v.Name)))}
 			out.Volumes = append(out.Volumes, v)

@@ -307,19 +307,31 @@ func (d *Daemon) save(w http.ResponseWriter, r *dockerapi.Request) error {
 func (d *Daemon) withRegistry(name string, ask func(plain []string) error) error {
 	err := ask(d.cfg.PlainHTTP)
 	host, _, _ := strings.Cut(name, "/")
-	if errors.Is(err, image.ErrPlainHTTP) && loopback(host) {
+	if errors.Is(err, image.ErrPlainHTTP) && d.insecure(host) {
 		return ask(append(slices.Clone(d.cfg.PlainHTTP), host))
 	}
 	return err
 }
 
-// loopback says whether HOST[:PORT] is this host's loopback.
-func loopback(host string) bool {
+// insecure says whether HOST[:PORT] is this host's loopback, or has an address of a network whose registries may be spoken to
+// without TLS.
+func (d *Daemon) insecure(host string) bool {
 	if h, _, err := net.SplitHostPort(host); err == nil {
 		host = h
 	}
 	a, err := netip.ParseAddr(strings.Trim(host, "[]"))
-	return host == "localhost" || err == nil && a.IsLoopback()
+	return host == "localhost" || err == nil && slices.ContainsFunc(d.insecureNetworks(), func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// insecureNetworks are the loopback's, and those that were named.
+func (d *Daemon) insecureNetworks() []netip.Prefix {
+	out := []netip.Prefix{netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("127.0.0.0/8")}
+	for _, s := range d.cfg.PlainHTTP {
+		if p, err := netip.ParsePrefix(s); err == nil {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // push sends an image to its registry.

@@ -66,6 +66,9 @@ func (d *Daemon) info(w http.ResponseWriter, r *dockerapi.Request) error {
 	}
 	out.RegistryConfig = d.registryConfig()
 	out.Debug = d.log.Enabled(r.Context(), slog.LevelDebug)
+	if fds, err := os.ReadDir("/proc/self/fd"); err == nil {
+		out.NFd = len(fds)
+	}
 	out.Name, _ = os.Hostname()
 	var u unix.Utsname
 	_ = unix.Uname(&u)
@@ -108,11 +111,14 @@ func (d *Daemon) info(w http.ResponseWriter, r *dockerapi.Request) error {
 // registryConfig says which registries may be spoken to without TLS.
 func (d *Daemon) registryConfig() *registry.ServiceConfig {
 	c := &registry.ServiceConfig{
-		InsecureRegistryCIDRs: []netip.Prefix{netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("127.0.0.0/8")},
+		InsecureRegistryCIDRs: d.insecureNetworks(),
 		IndexConfigs:          map[string]*registry.IndexInfo{"docker.io": {Name: "docker.io", Mirrors: []string{}, Secure: true, Official: true}},
 		Mirrors:               []string{},
 	}
 	for _, host := range d.cfg.PlainHTTP {
+		if _, err := netip.ParsePrefix(host); err == nil {
+			continue
+		}
 		c.IndexConfigs[host] = &registry.IndexInfo{Name: host, Mirrors: []string{}}
 	}
 	return c

@@ -57,7 +57,7 @@ sockets that systemd has opened, or tcp://ADDRESS:PORT, which is served with TLS
 	f := cmd.Flags()
 	f.StringArrayVarP(&o.Hosts, "host", "H", nil, "where to serve: unix://PATH, fd:// or tcp://ADDRESS:PORT")
 	f.StringVarP(&o.Group, "group", "G", "", "group that may use the unix socket, beside its owner")
-	f.StringArrayVar(&o.Insecure, "insecure-registry", nil, "registry (`HOST[:PORT]`) that may be spoken to without TLS, beside those of $KCRADLE_PLAIN_HTTP")
+	f.StringArrayVar(&o.Insecure, "insecure-registry", nil, "registry (`HOST[:PORT]`, or a network) that may be spoken to without TLS, beside those of $KCRADLE_PLAIN_HTTP")
 	f.IPSliceVar(&o.HostGateway, "host-gateway-ip", nil, "what host-gateway stands for in --add-host (default: the gateway of a container's network)")
 	f.StringVarP(&o.Pidfile, "pidfile", "p", "", "write the process ID to a file")
 	f.BoolVar(&o.TLSVerify, "tlsverify", false, "demand a certificate of clients; tcp is never served without")

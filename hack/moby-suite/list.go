@@ -69,7 +69,7 @@ func formatList(list []test) string {
 }
 
 // updateList returns old with what this run has to say: tests that passed are in it, others that ran are not, and those
-// that did not run stay as they are. A test that used a daemon of its own says nothing of the server.
+// that did not run stay as they are. A test that used a daemon of its own says nothing of the server, unless that is the same program.
 func updateList(old []test, r *report) []test {
 	ran := map[test]bool{}
 	var list []test
@@ -77,7 +77,7 @@ func updateList(old []test, r *report) []test {
 		for _, t := range p.Tests {
 			id := test{p.Name, t.Name}
 			ran[id] = true
-			if t.Status == passed && !t.OwnDaemon {
+			if t.Status == passed && (!t.OwnDaemon || r.SameDaemon) {
 				list = append(list, id)
 			}
 		}

@@ -223,6 +223,7 @@ func (c *config) judge(ctx context.Context, dir string, alone bool) (int, error)
 		dockerd = strings.Join(append(words, quote(self), asDockerd, quote(c.daemon)), " ")
 	}
 	r := &runner{
+		same:  c.dockerd == "" && c.host == "",
 		suite: suite, server: srv, dir: dir, dockerd: dockerd, timeout: c.timeout, run: c.run, remote: c.remote, log: os.Stderr,
 	}
 	report, err := c.runAll(ctx, r)
@@ -231,7 +232,7 @@ func (c *config) judge(ctx context.Context, dir string, alone bool) (int, error)
 
 // runAll runs the packages. The report holds what ran, also on an error.
 func (c *config) runAll(ctx context.Context, r *runner) (*report, error) {
-	rep := &report{Suite: suiteModule + "@" + suiteVersion, Server: r.server.version, Started: time.Now().UTC()}
+	rep := &report{Suite: suiteModule + "@" + suiteVersion, Server: r.server.version, Started: time.Now().UTC(), SameDaemon: r.same}
 	if c.run != nil {
 		rep.Run = c.run.String()
 	}

@@ -14,14 +14,16 @@ import (
 
 // report is everything about a run; -json writes it.
 type report struct {
-	Suite    string           `json:"suite"`
-	Server   version          `json:"server"`
-	Started  time.Time        `json:"started"`
-	Seconds  float64          `json:"seconds"`
-	Run      string           `json:"run,omitempty"` // regular expression
-	Restarts int              `json:"restarts"`      // how often the server had to be started again
-	Error    string           `json:"error,omitempty"`
-	Packages []*packageReport `json:"packages"`
+	Suite    string    `json:"suite"`
+	Server   version   `json:"server"`
+	Started  time.Time `json:"started"`
+	Seconds  float64   `json:"seconds"`
+	Run      string    `json:"run,omitempty"` // regular expression
+	Restarts int       `json:"restarts"`      // how often the server had to be started again
+	// SameDaemon says that tests which start a daemon of their own get the program that is the server.
+	SameDaemon bool             `json:"sameDaemon,omitempty"`
+	Error      string           `json:"error,omitempty"`
+	Packages   []*packageReport `json:"packages"`
 }
 
 type packageReport struct {

@@ -31,6 +31,7 @@ type runner struct {
 	server  *server
 	dir     string // for what tests write; short, because they make sockets in it
 	dockerd string // words of a shell that start what tests get that want a daemon of their own; empty: nothing
+	same    bool   // that is the same program as the server
 	timeout time.Duration
 	run     *regexp.Regexp // of tests; nil: all
 	remote  bool
