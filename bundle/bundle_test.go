@@ -533,3 +533,42 @@ func TestPackageSizes(t *testing.T) {
 		t.Errorf("OpenPackage with a changed kernel: got %v", err)
 	}
 }
+
+// A file of the daemon's can be replaced when the disk has no room any more.
+func TestSetFileDiskFull(t *testing.T) {
+	need.Root(t)
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	b := &Bundle{Dir: dir}
+	for _, content := range []string{"first", "second"} { // the first has no one's room to leave
+		if err := b.SetFile("x.json", []byte(content)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ballast, err := os.Create(filepath.Join(dir, "ballast"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ballast.Close()
+	for err == nil {
+		_, err = ballast.Write(make([]byte, 4096))
+	}
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+	for i := range 10 {
+		want := strings.Repeat("x", 8<<10-i)
+		if err := b.SetFile("x.json", []byte(want)); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := b.File("x.json"); err != nil || strings.TrimRight(string(got), "\n") != want {
+			t.Errorf("got %d bytes, %v, want %d", len(got), err, len(want))
+		}
+	}
+	if err := b.SetFile("x.json", make([]byte, fileRoom+1)); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("more than there is room for: got %v", err)
+	}
+}

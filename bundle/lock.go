@@ -19,6 +19,22 @@ type Lock struct{ f *os.File }
 
 // Lock takes the bundle for this process. ErrRunning (wrapped, with the pid) when another holds it.
 func (b *Bundle) Lock() (*Lock, error) {
+	l, err := b.take()
+	if err != nil {
+		return nil, err
+	}
+	if err := l.f.Truncate(0); err == nil {
+		_, err = l.f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+		if err != nil {
+			l.f.Close()
+			return nil, fmt.Errorf("lock bundle: %w", err)
+		}
+	}
+	return l, nil
+}
+
+// take is Lock without a process ID for others to read.
+func (b *Bundle) take() (*Lock, error) {
 	if err := os.MkdirAll(b.RunDir(), 0o700); err != nil {
 		return nil, fmt.Errorf("lock bundle: %w", readOnlyHint(err))
 	}
@@ -34,13 +50,6 @@ func (b *Bundle) Lock() (*Lock, error) {
 			return nil, fmt.Errorf("bundle %s %w (pid %s)", b.Dir, ErrRunning, pidOf(f))
 		}
 		return nil, fmt.Errorf("lock bundle: %w", &os.PathError{Op: "fcntl", Path: f.Name(), Err: err})
-	}
-	if err := f.Truncate(0); err == nil {
-		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
-		if err != nil {
-			f.Close()
-			return nil, fmt.Errorf("lock bundle: %w", err)
-		}
 	}
 	return &Lock{f}, nil
 }

@@ -250,10 +250,37 @@ func (b *Bundle) SetPod(p *spec.Pod) error {
 	return nil
 }
 
-// SetFile replaces one of [Config.Files].
+// fileRoom is what each of [Config.Files] gets on disk when it is replaced, at least.
+const fileRoom = 16 << 10
+
+// SetFile replaces one of [Config.Files]. The contents before are kept beside it as room for the next ones, so that a full disk
+// does not keep a container from being stopped.
 func (b *Bundle) SetFile(name string, content []byte) error {
-	if err := writeAtomic(filepath.Join(b.Dir, name), content, 0o600); err != nil {
-		return fmt.Errorf("write %s: %w", filepath.Join(b.Dir, name), err)
+	path := filepath.Join(b.Dir, name)
+	spare := filepath.Join(b.Dir, "."+name+spareFile)
+	err := func() error {
+		next := spare + ".next"
+		err := writeAtomicIn(next, content, 0o600, fileRoom)
+		if errors.Is(err, unix.ENOSPC) {
+			next = spare
+			if werr := overwrite(spare, content); !errors.Is(werr, fs.ErrNotExist) {
+				err = werr
+			}
+		}
+		if err != nil {
+			return err
+		}
+		err = unix.Renameat2(unix.AT_FDCWD, next, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE)
+		if errors.Is(err, unix.ENOENT) { // there was none
+			return os.Rename(next, path)
+		}
+		if err != nil {
+			return &os.LinkError{Op: "exchange", Old: next, New: path, Err: err}
+		}
+		return os.Rename(next, spare)
+	}()
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil
 }
@@ -323,7 +350,7 @@ func syncFile(path string) error {
 
 // Remove deletes a bundle that does not run. With volumes and logs, there is no way back.
 func (b *Bundle) Remove() error {
-	lock, err := b.Lock()
+	lock, err := b.take() // without a word in it: a full disk is emptied this way
 	if err != nil {
 		return fmt.Errorf("remove: %w", err)
 	}

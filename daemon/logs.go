@@ -70,10 +70,13 @@ func (o logOptions) wants(r bundle.Record) bool {
 func (o logOptions) write(ctx context.Context, w http.ResponseWriter, path string, tty bool) error {
 	skip := 0
 	if o.tail >= 0 {
-		lines := 0
+		lines, within := 0, false // a last line without its end is one, too
 		err := bundle.ReadLog(path, func(r bundle.Record) error {
-			if o.wants(r) && strings.HasSuffix(r.Log, "\n") {
-				lines++
+			if o.wants(r) {
+				if !within {
+					lines++
+				}
+				within = !strings.HasSuffix(r.Log, "\n")
 			}
 			return ctx.Err()
 		})
