@@ -199,6 +199,9 @@ func (m *fakeMachine) end(how bundle.End) {
 			f()
 		}
 		_ = m.lock.Unlock()
+		for _, locked := m.b.Running(); locked; _, locked = m.b.Running() {
+			time.Sleep(time.Millisecond) // a program that this process has begun has a copy of the descriptor until its exec
+		}
 	})
 }
 
