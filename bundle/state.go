@@ -50,8 +50,29 @@ type State struct {
 	Network    string       `json:"network,omitempty"`
 	Ports      []spec.Port  `json:"ports,omitempty"` // as really bound
 	Started    time.Time    `json:"started"`
+	Path       string       `json:"path,omitempty"`       // how the machine came up: PathCold, PathTemplate or PathPool
+	Phases     []Mark       `json:"phases,omitempty"`     // of the start, in their order
 	Containers []spec.State `json:"containers,omitempty"` // in the pod's order
 	End        *End         `json:"end,omitempty"`
+}
+
+// Paths to a running machine.
+const (
+	PathCold     = "cold"     // it has booted
+	PathTemplate = "template" // it came from a template
+	PathPool     = "pool"     // it stood ready
+)
+
+// Mark is a moment of a start.
+type Mark struct {
+	Name  string        `json:"name"`
+	After time.Duration `json:"after"` // of the start, in nanoseconds; in the guest: of its kernel's start
+	Guest bool          `json:"guest,omitempty"`
+}
+
+// Mark notes that something is done now.
+func (s *State) Mark(name string) {
+	s.Phases = append(slices.Clip(s.Phases), Mark{Name: name, After: time.Since(s.Started)})
 }
 
 // End says how a start ended.

@@ -73,6 +73,8 @@ type Container struct {
 	ports    []spec.Port                // as bound; of a running machine
 	attached map[string]network.Segment // the networks its machine is on, by ID; replaced, never changed
 	machine  *machine                   // nil: none
+	way      string                     // how it came up
+	pids     [2]int                     // of its supervisor and its machine
 	visitors int                        // calls that need the machine although the container does not run
 	alive    bool                       // "start" was told and "die" was not
 	exits    int                        // how many "die" were told
@@ -112,12 +114,14 @@ type facts struct {
 	attached map[string]network.Segment
 	machine  *machine
 	ran      bool // the container has run in that machine
+	way      string
+	pids     [2]int
 }
 
 func (c *Container) look() facts {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return facts{c.rec, c.state, c.ports, c.attached, c.machine, c.machine != nil && c.machine.ran}
+	return facts{c.rec, c.state, c.ports, c.attached, c.machine, c.machine != nil && c.machine.ran, c.way, c.pids}
 }
 
 func (c *Container) name() string {
@@ -168,10 +172,11 @@ func (c *Container) api() client.Client { return client.Client{Dial: c.b.DialVdo
 const (
 	patience = time.Minute      // for an answer that nothing inside has to be waited for
 	slack    = 30 * time.Second // to end, beyond the grace of its container: its supervisor kills it earlier
+	told     = 5 * time.Second  // for the news of an act that it has answered already, and for what can be left out
 )
 
-// bounds are those two; a test has less time.
-type bounds struct{ patience, slack time.Duration }
+// bounds are those; a test has less time.
+type bounds struct{ patience, slack, told time.Duration }
 
 // ask is one question to the container's vdocker, which has that long for its answer.
 func (c *Container) ask(ctx context.Context, limit time.Duration, method, path string, query url.Values, body, into any) error {
@@ -419,7 +424,7 @@ func (c *Container) observe(s bundle.State) {
 		return
 	}
 	c.change(func() {
-		c.ports = s.Ports
+		c.ports, c.way, c.pids = s.Ports, s.Path, [2]int{s.Pid, s.MachinePid}
 		c.stateLocked(s.Containers[0])
 	})
 }
@@ -510,7 +515,7 @@ func (c *Container) settle() {
 	if m == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(c.d.ctx, told)
+	ctx, cancel := context.WithTimeout(c.d.ctx, c.d.bounds.told)
 	defer cancel()
 	over := func(f facts) bool { return !f.running() && !f.state.Finished.Before(f.state.Started) }
 	if c.until(ctx, func() bool { return c.machine != m || over(facts{state: c.state}) }) != nil {

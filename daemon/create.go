@@ -58,7 +58,8 @@ func (d *Daemon) create(w http.ResponseWriter, r *dockerapi.Request) error {
 }
 
 // newContainer makes a container: the bundle with all that belongs to it, or nothing.
-func (d *Daemon) newContainer(ctx context.Context, name string, q *request) (*Container, []string, error) {
+func (d *Daemon) newContainer(ctx context.Context, name string, q *request) (_ *Container, _ []string, err error) {
+	defer d.metrics.action("create", time.Now(), &err)
 	if _, err := image.ParseReference("docker://" + q.Image); err != nil && strings.Trim(strings.TrimPrefix(q.Image, "sha256:"), "0123456789abcdef") != "" {
 		return nil, nil, dockerapi.BadRequest("invalid reference format")
 	}

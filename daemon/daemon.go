@@ -64,6 +64,7 @@ type Daemon struct {
 	started time.Time
 	lock    *os.File
 	events  *bus
+	metrics *metrics
 	bounds  bounds
 	handler http.Handler
 
@@ -94,8 +95,10 @@ const (
 
 // Open makes a daemon of what the state directory holds. Half-made containers are removed, running ones are taken up again.
 func Open(ctx context.Context, c Config) (*Daemon, error) {
-	d := &Daemon{cfg: c, log: c.Log, started: time.Now(), events: newBus(), bounds: bounds{patience, slack}, containers: map[string]*Container{},
+	d := &Daemon{cfg: c, log: c.Log, started: time.Now(), events: newBus(), bounds: bounds{patience, slack, told}, containers: map[string]*Container{},
 		names: map[string]string{}, execs: map[string]*Container{}}
+	d.metrics = newMetrics(d)
+	d.events.count = d.metrics.events.Inc
 	if err := d.open(ctx); err != nil {
 		return nil, fmt.Errorf("open the daemon's state %s: %w", c.Root, err)
 	}
@@ -122,7 +125,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 		return fmt.Errorf("lock %s: %w", d.lock.Name(), err)
 	}
 	d.ctx, d.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	d.handler = dockerapi.New(dockerapi.Config{Engine: EngineVersion, Log: d.log}, d.routes())
+	d.handler = dockerapi.New(dockerapi.Config{Engine: EngineVersion, Log: d.log, Answered: d.metrics.answered}, d.routes())
 	return d.takeUp(ctx)
 }
 

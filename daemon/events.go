@@ -19,15 +19,18 @@ const (
 
 // bus hands events to those who listen, and keeps the last ones.
 type bus struct {
+	count func() // is told of each event
+
 	mu        sync.Mutex
 	past      []events.Message
 	listeners map[chan events.Message]bool
 	closed    bool
 }
 
-func newBus() *bus { return &bus{listeners: map[chan events.Message]bool{}} }
+func newBus() *bus { return &bus{count: func() {}, listeners: map[chan events.Message]bool{}} }
 
 func (b *bus) publish(m events.Message) {
+	b.count()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.past = append(b.past, m); len(b.past) > keptEvents {

@@ -194,13 +194,10 @@ func (m *fakeMachine) end(how bundle.End) {
 		m.state.Phase, m.state.End, m.state.Pid = bundle.PhaseEnded, &how, 0
 		_ = m.b.SetState(m.state)
 		m.mu.Unlock()
+		_ = m.lock.Unlock() // who hears of the end finds the bundle free
 		close(m.ended)
 		for _, f := range m.close {
 			f()
-		}
-		_ = m.lock.Unlock()
-		for _, locked := m.b.Running(); locked; _, locked = m.b.Running() {
-			time.Sleep(time.Millisecond) // a program that this process has begun has a copy of the descriptor until its exec
 		}
 	})
 }
@@ -333,7 +330,9 @@ func deafTo(paths ...string) func(*fakeMachine) http.Handler {
 }
 
 // hurry gives machines little time.
-func (h *house) hurry() { h.d.bounds = bounds{200 * time.Millisecond, time.Second} }
+func (h *house) hurry() {
+	h.d.bounds = bounds{200 * time.Millisecond, time.Second, 200 * time.Millisecond}
+}
 
 // A guest that never answers holds up whoever asks for it, for a while, and nobody else; it can be ended.
 func TestDeafGuest(t *testing.T) {

@@ -37,7 +37,7 @@ func (d *Daemon) inspect(w http.ResponseWriter, r *dockerapi.Request, c *Contain
 		var inside struct {
 			State struct{ Health *container.Health }
 		}
-		ctx, cancel := context.WithTimeout(r.Context(), told)
+		ctx, cancel := context.WithTimeout(r.Context(), d.bounds.told)
 		defer cancel()
 		if err := c.api().Do(ctx, "GET", c.path("/json"), nil, nil, &inside); err == nil && inside.State.Health != nil {
 			out["State"].(*container.State).Health = inside.State.Health

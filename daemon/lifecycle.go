@@ -18,9 +18,6 @@ import (
 	"github.com/kcradle/kcradle/spec"
 )
 
-// told is how long the daemon waits for the news of an act that vdocker has answered already.
-const told = 5 * time.Second
-
 // start boots the machine if it is not there yet and starts the container in it.
 func (d *Daemon) start(w http.ResponseWriter, r *dockerapi.Request, c *Container) error {
 	if err := c.start(context.WithoutCancel(r.Context())); err != nil {
@@ -29,9 +26,11 @@ func (d *Daemon) start(w http.ResponseWriter, r *dockerapi.Request, c *Container
 	return noContent(w)
 }
 
-func (c *Container) start(ctx context.Context) error {
+func (c *Container) start(ctx context.Context) (err error) {
 	c.life.Lock()
 	defer c.life.Unlock()
+	defer c.d.metrics.action("start", time.Now(), &err)
+	begun := time.Now()
 	f := c.look()
 	switch {
 	case f.state.Status == spec.StatusPaused:
@@ -44,14 +43,15 @@ func (c *Container) start(ctx context.Context) error {
 			return err
 		}
 	}
-	err := c.free(ctx)
+	booted := f.machine == nil
+	err = c.free(ctx)
 	var m *machine
 	if err == nil {
 		m, err = c.boot(ctx)
 	}
 	c.d.forgetExecs(c)
 	if size := f.rec.HostConfig.ConsoleSize; err == nil && f.rec.Config.Tty && size != [2]uint{} {
-		err = c.api().Do(ctx, "POST", c.path("/resize"), url.Values{"h": {strconv.Itoa(int(size[0]))}, "w": {strconv.Itoa(int(size[1]))}}, nil, nil)
+		err = c.ask(ctx, c.d.bounds.patience, "POST", c.path("/resize"), url.Values{"h": {strconv.Itoa(int(size[0]))}, "w": {strconv.Itoa(int(size[1]))}}, nil, nil)
 	}
 	if err == nil {
 		err = c.ask(ctx, c.d.bounds.patience, "POST", c.path("/start"), nil, nil, nil)
@@ -60,10 +60,13 @@ func (c *Container) start(ctx context.Context) error {
 		return c.startFailed(ctx, err)
 	}
 	// The answer has overtaken the news.
-	news, cancel := context.WithTimeout(ctx, told)
+	news, cancel := context.WithTimeout(ctx, c.d.bounds.told)
 	defer cancel()
 	before := f.state.Started
 	_ = c.until(news, func() bool { return c.state.Started.After(before) || c.machine != m })
+	if way := c.look().way; booted && way != "" { // not one that attach has started before
+		c.d.metrics.starts.WithLabelValues(way).Observe(time.Since(begun).Seconds())
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.rec.Stopped, c.rec.StartError, c.rec.StartedCode = false, "", 0
@@ -248,7 +251,7 @@ func (c *Container) kill(ctx context.Context, signal string) error {
 		if err := c.willed(); err != nil {
 			return err
 		}
-		news, cancel := context.WithTimeout(ctx, 2*told)
+		news, cancel := context.WithTimeout(ctx, 2*c.d.bounds.told)
 		defer cancel()
 		_ = c.until(news, func() bool { return c.machine != f.machine || c.state.Finished.After(f.state.Started) })
 	}
@@ -275,7 +278,7 @@ func (c *Container) freeze(w http.ResponseWriter, r *dockerapi.Request, act, sta
 	if err := c.ask(context.WithoutCancel(r.Context()), c.d.bounds.patience, "POST", c.path(act), nil, nil, nil); err != nil {
 		return err
 	}
-	news, cancel := context.WithTimeout(r.Context(), told)
+	news, cancel := context.WithTimeout(r.Context(), c.d.bounds.told)
 	defer cancel()
 	_ = c.until(news, func() bool { return c.state.Status == status || c.machine != f.machine })
 	c.emit(events.ContainerEventType, events.Action(act[1:]), nil)
@@ -400,7 +403,8 @@ func (d *Daemon) remove(w http.ResponseWriter, r *dockerapi.Request, c *Containe
 }
 
 // delete removes the container with all it has; volumes says whether its anonymous volumes go, too. life must be held.
-func (c *Container) delete(ctx context.Context, volumes bool) error {
+func (c *Container) delete(ctx context.Context, volumes bool) (err error) {
+	defer c.d.metrics.action("delete", time.Now(), &err)
 	c.mu.Lock()
 	removed := c.removed
 	c.mu.Unlock()

@@ -266,7 +266,7 @@ func (d *Daemon) execOwner(ctx context.Context, id string) (*Container, error) {
 		return c, nil
 	}
 	// All at once: some may not answer.
-	asking, cancel := context.WithTimeout(ctx, told)
+	asking, cancel := context.WithTimeout(ctx, d.bounds.told)
 	defer cancel()
 	owner := make(chan *Container, 1)
 	var asked sync.WaitGroup

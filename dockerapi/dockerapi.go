@@ -9,6 +9,8 @@
 package dockerapi
 
 import (
+	"crypto/rand"
+	"encoding/hex"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -112,6 +114,31 @@ type Route struct {
 type Config struct {
 	Engine string       // required; the engine version of the Server header, "28.2.2"
 	Log    *slog.Logger // required
+	// Answered is told of every request when its handler has returned; may be nil.
+	Answered func(Answer)
+}
+
+// Answer is how a request went.
+type Answer struct {
+	Method, Route string // of the table's row; "" when none matched
+	Status        int    // 101 for a connection that was taken
+	Took          time.Duration
+}
+
+// RequestID is the header that names a request, in answers and in logs. A client may choose it.
+const RequestID = "X-Request-Id"
+
+// requestID is the client's name for a request, or a new one.
+func requestID(asked string) string {
+	odd := func(r rune) bool {
+		return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || r == '-')
+	}
+	if asked != "" && len(asked) <= 64 && !strings.ContainsFunc(asked, odd) {
+		return asked
+	}
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails since Go 1.24
+	return hex.EncodeToString(b[:])
 }
 
 type route struct {
@@ -139,7 +166,23 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("Api-Version", MaxVersion.String())
 	h.Set("Docker-Experimental", "false")
 	h.Set("Ostype", runtime.GOOS)
+	id := requestID(r.Header.Get(RequestID))
+	h.Set(RequestID, id)
+	r.Header.Set(RequestID, id) // for whoever it is handed on to
+	log := a.config.Log.With("request", id)
 	begun := &answer{ResponseWriter: w}
+	start := time.Now()
+	defer func() {
+		took := time.Since(start)
+		status := begun.status
+		if status == 0 {
+			status = http.StatusOK
+		}
+		log.Debug("request", "method", r.Method, "path", r.URL.Path, "status", status, "took", took)
+		if a.config.Answered != nil {
+			a.config.Answered(Answer{begun.row.Method, begun.row.Path, status, took})
+		}
+	}()
 	defer func() {
 		p := recover()
 		if p == nil {
@@ -148,26 +191,26 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if p == http.ErrAbortHandler {
 			panic(p)
 		}
-		a.config.Log.Error("handler panicked", "method", r.Method, "path", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
+		log.Error("handler panicked", "method", r.Method, "path", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
 		if begun.begun {
 			panic(http.ErrAbortHandler) // the client must see a broken answer, not a short one
 		}
-		writeError(w, fmt.Errorf("internal error: %v", p))
+		writeError(begun, fmt.Errorf("internal error: %v", p))
 	}()
 	err := a.serve(begun, r)
 	switch {
 	case err == nil:
 	case begun.begun:
-		a.config.Log.Debug("answer ended early", "method", r.Method, "path", r.URL.Path, "err", err)
+		log.Debug("answer ended early", "method", r.Method, "path", r.URL.Path, "err", err)
 	default:
 		if Status(err) == http.StatusInternalServerError {
-			a.config.Log.Warn("request failed", "method", r.Method, "path", r.URL.Path, "err", err)
+			log.Warn("request failed", "method", r.Method, "path", r.URL.Path, "err", err)
 		}
-		writeError(w, err)
+		writeError(begun, err)
 	}
 }
 
-func (a *api) serve(w http.ResponseWriter, r *http.Request) error {
+func (a *api) serve(w *answer, r *http.Request) error {
 	p := path.Clean("/" + r.URL.Path)
 	version := MaxVersion
 	if rest, ok := strings.CutPrefix(p, "/v"); ok && rest != "" && rest[0] >= '0' && rest[0] <= '9' {
@@ -187,6 +230,7 @@ func (a *api) serve(w http.ResponseWriter, r *http.Request) error {
 		if !ok {
 			continue
 		}
+		w.row = t.Route
 		// Only the query: the bodies of this API are JSON and streams, never forms.
 		query := r.URL.Query()
 		r.Form, r.PostForm = query, query
@@ -224,14 +268,16 @@ func match(pattern, path []string) (map[string]string, bool) {
 	return vars, len(path) == 0
 }
 
-// answer notes whether an answer has begun.
+// answer notes whether an answer has begun, and what it answers.
 type answer struct {
 	http.ResponseWriter
-	begun bool
+	begun  bool
+	status int
+	row    Route
 }
 
 func (w *answer) WriteHeader(status int) {
-	w.begun = true
+	w.begun, w.status = true, status
 	w.ResponseWriter.WriteHeader(status)
 }
 
@@ -244,7 +290,7 @@ func (w *answer) Write(b []byte) (int, error) {
 func (w *answer) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // hijacked says that the connection has been taken; nothing more may be written by the server.
-func (w *answer) hijacked() { w.begun = true }
+func (w *answer) hijacked() { w.begun, w.status = true, http.StatusSwitchingProtocols }
 
 // Bounds on what a client may send before anything is known of it.
 const (

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -553,5 +554,49 @@ func TestLimit(t *testing.T) {
 	}
 	if err := <-ended; !errors.Is(err, net.ErrClosed) {
 		t.Errorf("Accept after Close: %v", err)
+	}
+}
+
+// Every answer bears the request's ID, which the client may have chosen, and is told of by its route, not its path.
+func TestAnswered(t *testing.T) {
+	var got []Answer
+	h := New(Config{Engine: "1", Log: slog.New(slog.DiscardHandler), Answered: func(a Answer) { got = append(got, a) }}, []Route{
+		{Method: "GET", Path: "/containers/{id}/json", Handle: func(w http.ResponseWriter, r *Request) error {
+			if r.Var("id") == "none" {
+				return NotFound("no")
+			}
+			_, err := io.WriteString(w, r.Header.Get(RequestID))
+			return err
+		}},
+		{Method: "GET", Path: "/panic", Handle: func(http.ResponseWriter, *Request) error { panic("x") }},
+	})
+	ask := func(method, path, id string) *httptest.ResponseRecorder {
+		r := httptest.NewRequest(method, path, nil)
+		if id != "" {
+			r.Header.Set(RequestID, id)
+		}
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		return w
+	}
+	if w := ask("GET", "/v1.44/containers/a/json", "mine-1"); w.Header().Get(RequestID) != "mine-1" || w.Body.String() != "mine-1" {
+		t.Errorf("a chosen ID: got %q, %q", w.Header().Get(RequestID), w.Body)
+	}
+	first, second := ask("GET", "/containers/none/json", "").Header().Get(RequestID), ask("GET", "/panic", "").Header().Get(RequestID)
+	if len(first) != 16 || first == second {
+		t.Errorf("IDs: got %q and %q", first, second)
+	}
+	for _, odd := range []string{"a b", strings.Repeat("x", 65), "ü"} {
+		if got := ask("BREW", "/pot/"+strconv.Itoa(len(odd)), odd).Header().Get(RequestID); got == odd {
+			t.Errorf("took %q for an ID", odd)
+		}
+	}
+	for i := range got {
+		got[i].Took = 0
+	}
+	want := []Answer{{"GET", "/containers/{id}/json", 200, 0}, {"GET", "/containers/{id}/json", 404, 0}, {"GET", "/panic", 500, 0},
+		{"", "", 404, 0}, {"", "", 404, 0}, {"", "", 404, 0}}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("answers (-want +got):\n%s", d)
 	}
 }

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/http"
+	"net/netip"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -22,6 +24,7 @@ import (
 
 	"github.com/kcradle/kcradle/bundle"
 	"github.com/kcradle/kcradle/daemon"
+	"github.com/kcradle/kcradle/dockerapi"
 	"github.com/kcradle/kcradle/image"
 )
 
@@ -32,6 +35,7 @@ type daemonOptions struct {
 	Insecure                   []string
 	Pidfile                    string
 	HostGateway                []net.IP
+	MetricsAddr                string
 	TLSVerify                  bool
 	TLSCACert, TLSCert, TLSKey string
 }
@@ -60,6 +64,7 @@ sockets that systemd has opened, or tcp://ADDRESS:PORT, which is served with TLS
 	f.StringArrayVar(&o.Insecure, "insecure-registry", nil, "registry (`HOST[:PORT]`, or a network) that may be spoken to without TLS, beside those of $KCRADLE_PLAIN_HTTP")
 	f.IPSliceVar(&o.HostGateway, "host-gateway-ip", nil, "what host-gateway stands for in --add-host (default: the gateway of a container's network)")
 	f.StringVarP(&o.Pidfile, "pidfile", "p", "", "write the process ID to a file")
+	f.StringVar(&o.MetricsAddr, "metrics-addr", "", "serve metrics for Prometheus at /metrics of `ADDRESS`: a port of the loopback (127.0.0.1:9323), or unix://PATH")
 	f.BoolVar(&o.TLSVerify, "tlsverify", false, "demand a certificate of clients; tcp is never served without")
 	f.StringVar(&o.TLSCACert, "tlscacert", "", "certificates that client certificates must be signed by")
 	f.StringVar(&o.TLSCert, "tlscert", "", "certificate of this server")
@@ -88,6 +93,13 @@ func serveDaemon(ctx context.Context, a *app, o daemonOptions) error {
 			return err
 		}
 		listeners = append(listeners, ls...)
+	}
+	var metrics net.Listener
+	if o.MetricsAddr != "" {
+		if metrics, err = listenMetrics(o.MetricsAddr); err != nil {
+			return err
+		}
+		listeners = append(listeners, metrics)
 	}
 	d, err := daemon.Open(ctx, daemon.Config{
 		Root: a.Root, Store: store, Packages: packagesDir(), Version: buildInfo().Version, Log: a.Log,
@@ -118,8 +130,12 @@ func serveDaemon(ctx context.Context, a *app, o daemonOptions) error {
 	var wg sync.WaitGroup
 	errs := make(chan error, len(listeners))
 	for _, l := range listeners {
+		serve := d.Serve
+		if l == metrics {
+			serve = func(ctx context.Context, l net.Listener) error { return serveMetrics(ctx, a, d, l) }
+		}
 		wg.Go(func() {
-			if err := d.Serve(ctx, l); err != nil {
+			if err := serve(ctx, l); err != nil {
 				errs <- err
 				cancel()
 			}
@@ -175,6 +191,31 @@ func listenOn(host string, o daemonOptions) ([]net.Listener, error) {
 		return []net.Listener{l}, nil
 	}
 	return nil, usageError{fmt.Errorf("invalid argument %q for \"--host\" flag: want unix://PATH, fd:// or tcp://ADDRESS:PORT", host)}
+}
+
+// listenMetrics listens where metrics are to be served. They tell of every container, to whoever asks: not to a network.
+func listenMetrics(addr string) (net.Listener, error) {
+	if path, ok := strings.CutPrefix(addr, "unix://"); ok {
+		return listenUnix(path, "")
+	}
+	host, _, err := net.SplitHostPort(addr)
+	if ip, perr := netip.ParseAddr(host); err != nil || perr != nil || !ip.IsLoopback() {
+		return nil, usageError{fmt.Errorf("invalid argument %q for \"--metrics-addr\" flag: want an address of the loopback with a port (127.0.0.1:9323), or unix://PATH", addr)}
+	}
+	return net.Listen("tcp", addr)
+}
+
+// maxScrapes bounds the connections to the metrics.
+const maxScrapes = 16
+
+func serveMetrics(ctx context.Context, a *app, d *daemon.Daemon, l net.Listener) error {
+	srv := dockerapi.Server(d.Metrics(), a.Log)
+	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
+	defer stop()
+	if err := srv.Serve(dockerapi.Limit(l, maxScrapes)); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve metrics: %w", err)
+	}
+	return nil
 }
 
 // listenUnix listens on a path for the owner, and for a group if one is named. What nobody serves any more is in the way of

@@ -284,6 +284,17 @@ func (b *begun) launch(ctx context.Context, podJSON []byte, p spec.Placement) (n
 // slow says whether the machine would have started faster from a template that can be made.
 func (b *begun) slow() bool { return b.store != nil && !b.pooled && (b.template == nil || b.stale) }
 
+// path is how the machine came up.
+func (b *begun) path() string {
+	switch {
+	case b.pooled:
+		return bundle.PathPool
+	case b.template != nil:
+		return bundle.PathTemplate
+	}
+	return bundle.PathCold
+}
+
 // abandon ends the machine.
 func (b *begun) abandon() {
 	if b.control != nil {

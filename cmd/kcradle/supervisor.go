@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -9,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"os/signal"
@@ -147,6 +149,7 @@ func (s *supervisor) supervise(ctx context.Context, state *bundle.State, signals
 		return end, err
 	}
 	u.Push(p.close)
+	state.Mark("planned")
 	s.plan, s.mode = p, p.network.Mode
 	state.Network, state.Engine = string(s.mode), string(p.host.Engine)
 	shares, err := openShares(s.pod)
@@ -173,6 +176,7 @@ func (s *supervisor) supervise(ctx context.Context, state *bundle.State, signals
 		return end, err
 	}
 	u.Push(start.abandon)
+	state.Mark("machine begun")
 
 	// QEMU is on its way; everything from here on happens beside its boot.
 	podJSON, err := s.pod.Encode() // canonical: without flags that change the pod these are the bundle's bytes
@@ -198,6 +202,8 @@ func (s *supervisor) supervise(ctx context.Context, state *bundle.State, signals
 	if s.machine, err = start.machine(ctx, podJSON); err != nil {
 		return end, err
 	}
+	state.Path = start.path()
+	state.Mark("machine handed over")
 	s.beside = start.over
 	if start.slow() && !start.store.Busy() { // the next start is to be faster
 		s.beside = func() {
@@ -503,6 +509,7 @@ func (s *supervisor) loop(ctx context.Context, state *bundle.State) bundle.End {
 			case launched:
 				conn = e.conn
 				state.Phase = bundle.PhaseRunning
+				state.Mark("pod launched")
 				set()
 				if s.opts.Hold { // no container will start by itself
 					s.tell(startReport{})
@@ -518,6 +525,10 @@ func (s *supervisor) loop(ctx context.Context, state *bundle.State) bundle.End {
 				first := state.Containers[0]
 				if first.Status != spec.StatusCreated && first.Error == "" {
 					s.tell(startReport{})
+					if !ran {
+						state.Mark("container started")
+						set()
+					}
 					ran = true
 					if starting {
 						silence.Reset(silentStart)
@@ -533,7 +544,9 @@ func (s *supervisor) loop(ctx context.Context, state *bundle.State) bundle.End {
 			case guestDone:
 				// Everything is on disk: there is nothing to wait for.
 				done = &e.done
-				s.logPhases(e.done)
+				for _, name := range slices.SortedFunc(maps.Keys(e.done.Phases), func(a, b string) int { return cmp.Compare(e.done.Phases[a], e.done.Phases[b]) }) {
+					state.Phases = append(state.Phases, bundle.Mark{Name: name, After: time.Duration(e.done.Phases[name]), Guest: true})
+				}
 				s.machine.Kill()
 			case readerEnd:
 				lost = e.err
@@ -646,12 +659,6 @@ func (s *supervisor) update(state *bundle.State, news spec.State) {
 		}
 	}
 	s.log.Warn("the guest speaks of an unknown container", "container", news.Container)
-}
-
-func (s *supervisor) logPhases(d spec.Done) {
-	for name, ns := range d.Phases {
-		s.log.Debug("guest phase", "name", name, "since kernel start", time.Duration(ns))
-	}
 }
 
 // verdict says how a start ended, for a person and for a caller.
