@@ -87,8 +87,9 @@ type Container struct {
 
 // machine is one start of the container's supervisor.
 type machine struct {
-	ended chan struct{} // closed when it is gone and the container's state is final
-	ran   bool          // the container has run in it; its lock is the container's
+	ended  chan struct{} // closed when it is gone and the container's state is final
+	ran    bool          // the container has run in it; its lock is the container's
+	silent bool          // its supervisor says nothing more; its lock is the container's
 }
 
 func newContainer(d *Daemon, b *bundle.Bundle) *Container {
@@ -238,12 +239,12 @@ func (c *Container) takeUp(ctx context.Context) error {
 		if err := c.reattach(); err != nil {
 			return err
 		}
-		_, err := c.watch(ctx, func(ctx context.Context) {
+		_, err := c.watch(ctx, func(ctx context.Context, m *machine) {
 			since := time.Now()
 			for ctx.Err() == nil {
 				s, err := c.listen(ctx, since)
 				if err == nil {
-					c.followEvents(s)
+					c.followEvents(m, s)
 					return
 				}
 				c.d.log.Warn("the machine of a container that runs does not answer", "container", c.id, "error", err)
@@ -349,7 +350,7 @@ func (c *Container) follow(ctx context.Context) (*machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c.watch(ctx, func(context.Context) { c.followEvents(s) })
+	return c.watch(ctx, func(_ context.Context, m *machine) { c.followEvents(m, s) })
 }
 
 // stream is vdocker's stream of events.
@@ -382,13 +383,13 @@ func (c *Container) listen(ctx context.Context, since time.Time) (stream, error)
 
 // watch watches a machine until its end, and returns when its first state is there. hear passes on what vdocker says; its context
 // ends with the supervisor.
-func (c *Container) watch(ctx context.Context, hear func(context.Context)) (*machine, error) {
+func (c *Container) watch(ctx context.Context, hear func(context.Context, *machine)) (*machine, error) {
 	m := &machine{ended: make(chan struct{})}
 	c.change(func() { c.machine = m })
 	first := make(chan struct{})
 	hearing, gone := context.WithCancel(c.d.ctx)
 	var told sync.WaitGroup
-	told.Go(func() { hear(hearing) })
+	told.Go(func() { hear(hearing, m) })
 	c.d.workers.Go(func() {
 		once := sync.OnceFunc(func() { close(first) })
 		err := c.b.Watch(c.d.ctx, func(s bundle.State) {
@@ -396,6 +397,7 @@ func (c *Container) watch(ctx context.Context, hear func(context.Context)) (*mac
 			once()
 		})
 		once()
+		c.change(func() { m.silent = true })
 		gone()
 		told.Wait()
 		if c.d.ctx.Err() != nil { // the daemon ends, the machine does not
@@ -444,7 +446,7 @@ func (c *Container) stateLocked(s spec.State) {
 const maxEvent = 1 << 20
 
 // followEvents passes on what vdocker says of its container.
-func (c *Container) followEvents(s stream) {
+func (c *Container) followEvents(from *machine, s stream) {
 	stop := context.AfterFunc(c.d.ctx, s.close)
 	defer stop()
 	defer s.close()
@@ -458,13 +460,13 @@ func (c *Container) followEvents(s stream) {
 		}
 		switch m.Type {
 		case events.ContainerEventType:
-			c.heard(m)
+			c.heard(from, m)
 		}
 	}
 }
 
 // heard is one event from inside.
-func (c *Container) heard(m events.Message) {
+func (c *Container) heard(from *machine, m events.Message) {
 	own := map[string]string{}
 	for k, v := range m.Actor.Attributes {
 		if _, label := c.b.Pod.Containers[0].Labels[k]; !label && k != "image" && k != "name" {
@@ -472,7 +474,7 @@ func (c *Container) heard(m events.Message) {
 		}
 	}
 	switch m.Action {
-	case events.ActionCreate, events.ActionDestroy, events.ActionRename, events.ActionPause, events.ActionUnPause: // are told here
+	case events.ActionCreate, events.ActionDestroy, events.ActionRename, events.ActionPause, events.ActionUnPause, events.ActionStop: // are told here
 		return
 	case events.ActionStart:
 		c.tellNetworks(events.ActionConnect)
@@ -482,11 +484,28 @@ func (c *Container) heard(m events.Message) {
 		if err != nil {
 			code = 255
 		}
+		if !c.seenEnd(from, time.Unix(0, m.TimeNano)) {
+			return // end tells it
+		}
 		c.died(code, own)
 		c.d.workers.Go(c.settle)
 		return
 	}
 	c.emitAt(time.Unix(0, m.TimeNano), events.ContainerEventType, m.Action, own)
+}
+
+// seenEnd waits until the container's state shows an end that was heard of: who is told of it looks there. It reports false when the
+// supervisor has gone without showing it.
+func (c *Container) seenEnd(from *machine, at time.Time) bool {
+	ctx, cancel := context.WithTimeout(c.d.ctx, told)
+	defer cancel()
+	silent := false
+	_ = c.until(ctx, func() bool {
+		over := !shape.Running(c.state) || c.state.Status == spec.StatusRestarting || c.state.Started.After(at)
+		silent = from.silent && !over
+		return over || silent
+	})
+	return !silent
 }
 
 // died tells the end of the container's process, once.

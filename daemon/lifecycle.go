@@ -176,8 +176,11 @@ func (c *Container) stop(ctx context.Context, q url.Values, timeout *int) error 
 		return err
 	}
 	if f.machine != nil {
-		return c.gone(ctx, f.machine)
+		if err := c.gone(ctx, f.machine); err != nil {
+			return err
+		}
 	}
+	c.emit(events.ContainerEventType, events.ActionStop, nil)
 	return nil
 }
 
