@@ -104,7 +104,8 @@ func (f Filters) Bool(key string, absent bool) (bool, error) {
 }
 
 // ParseTime reads a time as docker's since and until have it: seconds since 1970 with up to nine decimals, RFC 3339
-// with or without its smaller parts, or a duration before now. Empty and "0" are the zero time.
+// with or without its smaller parts, or a duration before now. Empty and "0" are the zero time, and so is Go's own in seconds, which
+// compose sends for a container that has not been started yet.
 func ParseTime(s string, now time.Time) (time.Time, error) {
 	if s == "" || s == "0" {
 		return time.Time{}, nil
@@ -129,9 +130,15 @@ func ParseTime(s string, now time.Time) (time.Time, error) {
 	return time.Time{}, BadRequest("invalid timestamp %q: want seconds since 1970, an RFC 3339 time or a duration", s)
 }
 
+// zeroUnix is the zero time in seconds since 1970.
+const zeroUnix = -62135596800
+
 func parseUnix(s string) (time.Time, bool) {
 	whole, frac, hasFrac := strings.Cut(s, ".")
 	sec, err := strconv.ParseInt(whole, 10, 64)
+	if err == nil && sec == zeroUnix {
+		return time.Time{}, true
+	}
 	if err != nil || sec > math.MaxInt64/int64(time.Second) || sec < math.MinInt64/int64(time.Second) {
 		return time.Time{}, false
 	}

@@ -97,6 +97,12 @@ func TestDaemonCompose(t *testing.T) {
 	}
 	defer said.Close()
 	logs.Stdout, logs.Stderr = said, said
+	t.Cleanup(func() {
+		if t.Failed() {
+			b, _ := os.ReadFile(said.Name())
+			t.Logf("logs -f said:\n%s", b)
+		}
+	})
 	heard := func(text string) int {
 		t.Helper()
 		b, err := os.ReadFile(said.Name())
