@@ -28,6 +28,7 @@ func verbs() []verb {
 		{groupAttestation, newSNP},
 		{groupHost, newDoctorCommand},
 		{groupHost, newDaemon},
+		{groupHost, newDebug},
 		{groupHost, newTemplate},
 		{groupHost, newPool},
 		{groupHost, newPackage},
