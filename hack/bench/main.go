@@ -67,7 +67,7 @@ const mib = 1 << 20
 
 // cases is the table.
 func cases() []benchCase {
-	return []benchCase{
+	return append([]benchCase{
 		{"floor", []result{
 			{key: "first", label: "floor (bare QEMU): first byte"},
 			{key: "exit", label: "floor (bare QEMU): exit"},
@@ -120,7 +120,7 @@ func cases() []benchCase {
 		{"cp from pod", []result{{key: "rate", label: "docker cp from a pod", rate: true}}, cpFromPod},
 		{"cp from docker", []result{{key: "rate", label: "docker cp from docker", rate: true, over: "cp from pod/rate"}}, cpFromDocker},
 		{"supervisor", []result{{key: "private", label: "supervisor: private memory", bytes: true, target: 25 * mib}}, supervisorMemory},
-	}
+	}, engineCases()...)
 }
 
 func run(ctx context.Context, c config) (err error) {

@@ -35,6 +35,7 @@ type bench struct {
 	dir     string // holds all state; short
 	dockerd *servers.Dockerd
 	pool    *exec.Cmd // nil: not started yet
+	engines *engines  // nil: not started yet
 
 	archive  string // of the image that summon and docker load take
 	ref      string // its tag
@@ -81,9 +82,7 @@ func setUp(ctx context.Context, c config) (_ *bench, err error) {
 	}
 	b.runDir, b.podDir = filepath.Join(b.dir, "run"), filepath.Join(b.dir, "pod")
 	b.file = filepath.Join(b.dir, "payload")
-	noise := make([]byte, payload)
-	_, _ = rand.Read(noise)
-	if err := os.WriteFile(b.file, noise, 0o644); err != nil {
+	if err := writeNoise(b.file, payload); err != nil {
 		return nil, err
 	}
 	source := "docker-archive:" + busybox.Archive
@@ -127,6 +126,9 @@ func (b *bench) tearDown() {
 		_ = b.pool.Process.Signal(syscall.SIGTERM)
 		_ = b.pool.Wait()
 	}
+	if b.engines != nil {
+		b.engines.stop()
+	}
 	if b.dockerd != nil {
 		_ = b.dockerd.Docker(context.Background(), "rm", "-f", containerName).Run()
 		b.dockerd.Stop()
@@ -146,6 +148,17 @@ func (b *bench) command(ctx context.Context, args ...string) *exec.Cmd {
 // podDocker is the docker client speaking to the pod.
 func (b *bench) podDocker(ctx context.Context, args ...string) *exec.Cmd {
 	return servers.Client(ctx, "unix://"+filepath.Join(b.podDir, "run/vdocker.sock"), args...)
+}
+
+// writeNoise makes a file of bytes that do not compress.
+func writeNoise(path string, n int64) (err error) {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	_, err = io.CopyN(f, rand.Reader, n)
+	return err
 }
 
 func quiet(cmd *exec.Cmd) error {
