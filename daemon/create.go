@@ -85,7 +85,11 @@ func (d *Daemon) newContainer(ctx context.Context, name string, q *request) (_ *
 	}
 	var endpoints []endpoint
 	if wish.network != string(network.None) {
-		if endpoints, err = d.endpoints(wish.endpoints, q.HostConfig.Links); err != nil {
+		endpoints, err = d.endpoints(wish.endpoints, q.HostConfig.Links)
+		if dockerapi.Status(err) == http.StatusNotFound { // that would be the image, and clients pull it
+			err = dockerapi.BadRequest("%w", err)
+		}
+		if err != nil {
 			return nil, nil, err
 		}
 		if endpoints == nil {
@@ -213,7 +217,7 @@ func (d *Daemon) mountsFrom(list []string) ([]spec.Mount, error) {
 // merged is the client's configuration with the image's own in it, as inspect shows it.
 func merged(cfg *container.Config, c *spec.Container, img dockerspec.DockerOCIImageConfig) container.Config {
 	out := *cfg
-	out.Entrypoint, out.Cmd, out.Env, out.Labels = c.Entrypoint, c.Cmd, c.Env, c.Labels
+	out.Entrypoint, out.Cmd, out.Env, out.Labels = c.Entrypoint, c.Cmd, mergedEnv(img.Env, cfg.Env), c.Labels
 	out.WorkingDir, out.User, out.StopSignal = c.WorkingDir, c.User, c.StopSignal
 	if out.Hostname == "" && c.ID != "" {
 		out.Hostname = c.ID[:12]
@@ -317,10 +321,14 @@ func validName(s string) bool {
 	return len(s) >= 2 && len(s) <= 128
 }
 
+func invalidName(name string) error {
+	return dockerapi.BadRequest("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
+}
+
 // reserve takes a name for a container.
 func (d *Daemon) reserve(name, id string) error {
 	if !validName(name) {
-		return dockerapi.BadRequest("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
+		return invalidName(name)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -227,7 +227,7 @@ func (d *Daemon) routes() []dockerapi.Route {
 		{Method: "POST", Path: "/exec/{id}/resize", Handle: d.exec},
 		{Method: "GET", Path: "/exec/{id}/json", Handle: d.exec},
 		{Method: "GET", Path: "/containers/{id}/top", Handle: d.about(d.inside)},
-		{Method: "GET", Path: "/containers/{id}/stats", Handle: d.about(d.inside)},
+		{Method: "GET", Path: "/containers/{id}/stats", Handle: d.about(d.stats)},
 		{Method: "POST", Path: "/containers/{id}/resize", Handle: d.about(d.inside)},
 		{Method: "GET", Path: "/containers/{id}/changes", Handle: d.about(d.files)},
 		{Method: "GET", Path: "/containers/{id}/export", Handle: d.about(d.files)},

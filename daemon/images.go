@@ -612,6 +612,9 @@ func (d *Daemon) imageRemove(w http.ResponseWriter, r *dockerapi.Request) error 
 	case errors.Is(err, image.ErrNotFound):
 		return dockerapi.NotFound("No such image: %s", withTag(name))
 	case errors.Is(err, image.ErrConflict):
+		if inner := errors.Unwrap(err); errors.Is(inner, image.ErrConflict) { // the client says itself what it was about
+			err = inner
+		}
 		return dockerapi.Conflict("%w", err)
 	case errors.Is(err, image.ErrAmbiguous):
 		return dockerapi.BadRequest("%w", err)

@@ -237,8 +237,8 @@ func (d *Daemon) candidate(ctx context.Context, c *Container, x facts) shape.Can
 			}) || x.rec.Network == noneNetwork && ref == noneNetwork
 		},
 	}
-	for _, p := range c.b.Pod.Ports {
-		out.Published = append(out.Published, portName(p))
+	for _, p := range x.ports { // those of the host
+		out.Published = append(out.Published, portString(p.HostPort)+"/"+p.Proto)
 	}
 	return out
 }

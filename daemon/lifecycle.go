@@ -297,8 +297,11 @@ func (d *Daemon) rename(w http.ResponseWriter, r *dockerapi.Request, c *Containe
 	if name == old {
 		return dockerapi.BadRequest("Renaming a container with the same name as its current name")
 	}
+	if !validName(name) {
+		return dockerapi.BadRequest("Error when allocating new name: %w", invalidName("/"+name))
+	}
 	if err := d.reserve(name, c.id); err != nil {
-		return err
+		return dockerapi.Errorf(dockerapi.Status(err), "Error when allocating new name: %w", err)
 	}
 	c.mu.Lock()
 	c.rec.Name = name

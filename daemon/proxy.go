@@ -18,6 +18,14 @@ import (
 	"github.com/kcradle/kcradle/spec"
 )
 
+// stats are the machine's own. Of a container that does not run there are none: an answer of zeros, where only one is wanted.
+func (d *Daemon) stats(w http.ResponseWriter, r *dockerapi.Request, c *Container) error {
+	if f := c.look(); !f.running() && !r.BoolOr("stream", true) {
+		return dockerapi.WriteJSON(w, http.StatusOK, container.StatsResponse{Name: "/" + f.rec.Name, ID: c.id})
+	}
+	return d.inside(w, r, c)
+}
+
 // inside hands a request to the container's vdocker. The container must run.
 func (d *Daemon) inside(w http.ResponseWriter, r *dockerapi.Request, c *Container) error {
 	if f := c.look(); !f.running() {
@@ -212,7 +220,7 @@ func (d *Daemon) execCreate(w http.ResponseWriter, r *dockerapi.Request) error {
 	f := c.look()
 	switch {
 	case f.state.Status == spec.StatusPaused:
-		return dockerapi.Conflict("container %s is paused, unpause the container before exec", c.id)
+		return dockerapi.Conflict("Container %s is paused, unpause the container before exec", r.Var("id"))
 	case f.state.Status == spec.StatusRestarting:
 		return dockerapi.Conflict("Container %s is restarting, wait until the container is running", c.id)
 	case !f.running():

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/moby/moby/api/types/build"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/system"
@@ -159,7 +160,14 @@ func absent() []dockerapi.Route {
 	for _, p := range []string{"/swarm", "/services", "/tasks", "/secrets", "/configs", "/nodes"} {
 		out = append(out, dockerapi.Route{Method: "GET", Path: p, Handle: swarm})
 	}
+	for _, p := range []string{"/swarm/init", "/swarm/join"} {
+		out = append(out, dockerapi.Route{Method: "POST", Path: p, Handle: no(http.StatusNotImplemented, "kcradle cannot be part of a swarm: it serves one host")})
+	}
 	return append(out,
+		dockerapi.Route{Method: "POST", Path: "/swarm/leave", Handle: no(http.StatusServiceUnavailable, "This node is not part of a swarm")},
+		dockerapi.Route{Method: "POST", Path: "/build/prune", Handle: func(w http.ResponseWriter, _ *dockerapi.Request) error {
+			return dockerapi.WriteJSON(w, http.StatusOK, build.CachePruneReport{}) // nothing is built here, so nothing is cached
+		}},
 		dockerapi.Route{Method: "POST", Path: "/build", Handle: no(http.StatusNotImplemented,
 			"kcradle builds no images: build with buildx and a builder elsewhere, then push or load the result")},
 		dockerapi.Route{Method: "GET", Path: "/plugins", Handle: func(w http.ResponseWriter, _ *dockerapi.Request) error {

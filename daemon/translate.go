@@ -238,8 +238,13 @@ func (w *wish) container(r *request, img dockerspec.DockerOCIImageConfig, from [
 	return c, w.resources(c, h)
 }
 
-// environment is the image's, with the client's in place of what it names.
+// environment is what a container gets of [mergedEnv]: a name without a value takes the image's away.
 func environment(img, own []string) []string {
+	return slices.DeleteFunc(mergedEnv(img, own), func(e string) bool { return !strings.Contains(e, "=") })
+}
+
+// mergedEnv is the image's, with the client's in place of what it names.
+func mergedEnv(img, own []string) []string {
 	out := slices.Clone(own)
 	names := map[string]bool{}
 	for _, e := range own {
@@ -251,8 +256,7 @@ func environment(img, own []string) []string {
 			out = append(out, e)
 		}
 	}
-	// A name without a value takes the image's away.
-	return slices.DeleteFunc(out, func(e string) bool { return !strings.Contains(e, "=") })
+	return out
 }
 
 func withProto(port string) string {

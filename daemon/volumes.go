@@ -168,7 +168,7 @@ func (d *Daemon) volumeCreate(w http.ResponseWriter, r *dockerapi.Request) error
 		return err
 	}
 	if q.Driver != "" && q.Driver != localDriver {
-		return noVolumeDriver(q.Driver)
+		return dockerapi.NotFound("create %s: error looking up volume plugin %s: plugin %q not found: volumes are disks of this host (driver local)", q.Name, q.Driver, q.Driver)
 	}
 	use := volumeUse{name: q.Name, labels: q.Labels, options: q.DriverOpts, anonymous: q.Name == ""}
 	if use.name == "" {
