@@ -478,7 +478,9 @@ func (c *Container) heard(from *machine, m events.Message) {
 		return
 	case events.ActionStart:
 		c.tellNetworks(events.ActionConnect)
+		c.emitAt(time.Unix(0, m.TimeNano), events.ContainerEventType, m.Action, own)
 		c.change(func() { c.alive = true })
+		return
 	case events.ActionDie:
 		code, err := strconv.Atoi(own["exitCode"])
 		if err != nil {
@@ -497,7 +499,7 @@ func (c *Container) heard(from *machine, m events.Message) {
 // seenEnd waits until the container's state shows an end that was heard of: who is told of it looks there. It reports false when the
 // supervisor has gone without showing it.
 func (c *Container) seenEnd(from *machine, at time.Time) bool {
-	ctx, cancel := context.WithTimeout(c.d.ctx, told)
+	ctx, cancel := context.WithTimeout(c.d.ctx, c.d.bounds.told)
 	defer cancel()
 	silent := false
 	_ = c.until(ctx, func() bool {

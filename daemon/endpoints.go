@@ -452,7 +452,7 @@ func (c *Container) rewire(ctx context.Context, n *hostNetwork, action events.Ac
 	if err != nil || f.machine == nil {
 		return err
 	}
-	rctx, cancel := context.WithTimeout(ctx, told)
+	rctx, cancel := context.WithTimeout(ctx, c.d.bounds.told)
 	defer cancel()
 	if err := c.b.Rewire(rctx); err != nil {
 		return err
@@ -484,7 +484,7 @@ func (c *Container) renamed(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	rctx, cancel := context.WithTimeout(ctx, told)
+	rctx, cancel := context.WithTimeout(ctx, c.d.bounds.told)
 	defer cancel()
 	return c.b.Rewire(rctx)
 }

@@ -62,6 +62,11 @@ var asks = []struct{ method, path, query, body string }{
 	{"POST", "/images/tiny/tag", "repo=a/b&tag=c", ""},
 	{"DELETE", "/images/a/b:c", "force=1&noprune=1", ""},
 	{"GET", "/system/df", "type=image&type=volume", ""},
+	{"GET", "/containers/deaf/alias/json", "", ""},
+	{"POST", "/swarm/init", "", "{}"},
+	{"POST", "/swarm/join", "", "{}"},
+	{"POST", "/swarm/leave", "force=1", ""},
+	{"POST", "/build/prune", "all=1", ""},
 	{"POST", "/auth", "", `{"username":"a","password":"b","serveraddress":"127.0.0.1:1"}`},
 }
 
@@ -156,7 +161,7 @@ func fuzzed(t testing.TB) http.Handler {
 func TestFuzzReachesAll(t *testing.T) {
 	spoken := map[string]bool{ // or nothing is read, or all of it is the machine's to read
 		"GET /_ping": true, "HEAD /_ping": true, "GET /version": true, "GET /info": true,
-		"POST /images/{name+}/push": true,
+		"POST /images/{name+}/push": true, "GET /distribution/{name+}/json": true,
 	}
 	d := &Daemon{}
 	for _, r := range d.routes() {

@@ -45,6 +45,9 @@ func (c *Container) start(ctx context.Context) (err error) {
 	}
 	booted := f.machine == nil
 	err = c.free(ctx)
+	c.mu.Lock()
+	exits := c.exits
+	c.mu.Unlock()
 	var m *machine
 	if err == nil {
 		m, err = c.boot(ctx)
@@ -63,7 +66,9 @@ func (c *Container) start(ctx context.Context) (err error) {
 	news, cancel := context.WithTimeout(ctx, c.d.bounds.told)
 	defer cancel()
 	before := f.state.Started
-	_ = c.until(news, func() bool { return c.state.Started.After(before) || c.machine != m })
+	_ = c.until(news, func() bool {
+		return c.state.Started.After(before) && (c.alive || c.exits > exits) || c.machine != m
+	})
 	if way := c.look().way; booted && way != "" { // not one that attach has started before
 		c.d.metrics.starts.WithLabelValues(way).Observe(time.Since(begun).Seconds())
 	}
@@ -75,7 +80,7 @@ func (c *Container) start(ctx context.Context) (err error) {
 
 // free refuses a container whose volumes another machine has: a disk belongs to one.
 func (c *Container) free(ctx context.Context) error {
-	soon, cancel := context.WithTimeout(ctx, told)
+	soon, cancel := context.WithTimeout(ctx, c.d.bounds.told)
 	defer cancel()
 	for _, v := range c.b.Pod.Volumes {
 		for _, o := range c.d.all() {

@@ -588,7 +588,7 @@ func (d *Daemon) networkRemove(w http.ResponseWriter, r *dockerapi.Request) erro
 
 // vacate waits for machines whose containers have ended: a moment later they are gone.
 func (d *Daemon) vacate(ctx context.Context, n *hostNetwork) error {
-	ctx, cancel := context.WithTimeout(ctx, told)
+	ctx, cancel := context.WithTimeout(ctx, d.bounds.told)
 	defer cancel()
 	for _, c := range d.on(n) {
 		f := c.look()
