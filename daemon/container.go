@@ -239,7 +239,7 @@ func (c *Container) takeUp(ctx context.Context) error {
 		if err := c.reattach(); err != nil {
 			return err
 		}
-		_, err := c.watch(ctx, func(ctx context.Context, m *machine) {
+		m, err := c.watch(ctx, func(ctx context.Context, m *machine) {
 			since := time.Now()
 			for ctx.Err() == nil {
 				s, err := c.listen(ctx, since)
@@ -254,6 +254,9 @@ func (c *Container) takeUp(ctx context.Context) error {
 				}
 			}
 		})
+		if err == nil { // whoever wanted a machine whose container does not run has gone with the last daemon
+			c.d.workers.Go(func() { c.abandon(m) })
+		}
 		return err
 	}
 	if err := c.readEnd(); err != nil {

@@ -406,6 +406,30 @@ func TestDeafGuestTakenUp(t *testing.T) {
 	h.want(204, "DELETE", "/containers/deaf?force=1", "")
 }
 
+// A daemon that is killed between the start of a machine and that of its container leaves a machine that nobody wants.
+func TestHalfStartedTakenUp(t *testing.T) {
+	h := openHouse(t)
+	h.want(201, "POST", "/containers/create?name=half", `{"Image":"tiny","HostConfig":{"NetworkMode":"none"}}`)
+	h.run("runs", "")
+	half, err := h.d.find("half")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.d.cfg.Launch(t.Context(), half.b.Dir, LaunchOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	h.mu.Lock()
+	m := h.live[half.b.Dir]
+	h.mu.Unlock()
+	h.d.Close()
+	h.open()
+	<-m.ended
+	if out := h.want(200, "GET", "/containers/json", ""); !strings.Contains(out, `"/runs"`) || strings.Contains(out, `"/half"`) {
+		t.Errorf("ps: got %s", out)
+	}
+	h.want(204, "POST", "/containers/half/start", "")
+}
+
 // A guest that answers with garbage.
 func TestGarbage(t *testing.T) {
 	for name, answer := range map[string]string{
