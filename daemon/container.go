@@ -255,7 +255,13 @@ func (c *Container) takeUp(ctx context.Context) error {
 			}
 		})
 		if err == nil { // whoever wanted a machine whose container does not run has gone with the last daemon
-			c.d.workers.Go(func() { c.abandon(m) })
+			c.d.workers.Go(func() {
+				if c.look().ran {
+					c.settle()
+				} else {
+					c.abandon(m)
+				}
+			})
 		}
 		return err
 	}

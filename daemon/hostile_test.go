@@ -411,6 +411,11 @@ func TestHalfStartedTakenUp(t *testing.T) {
 	h := openHouse(t)
 	h.want(201, "POST", "/containers/create?name=half", `{"Image":"tiny","HostConfig":{"NetworkMode":"none"}}`)
 	h.run("runs", "")
+	h.run("over", "")
+	over, err := h.d.find("over")
+	if err != nil {
+		t.Fatal(err)
+	}
 	half, err := h.d.find("half")
 	if err != nil {
 		t.Fatal(err)
@@ -419,12 +424,16 @@ func TestHalfStartedTakenUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.mu.Lock()
-	m := h.live[half.b.Dir]
+	m, n := h.live[half.b.Dir], h.live[over.b.Dir]
 	h.mu.Unlock()
 	h.d.Close()
+	n.set(func(s *spec.State) {
+		s.Status, s.ExitCode, s.Finished, s.Pid = spec.StatusExited, 3, time.Now().UTC(), 0
+	}) // and its machine waits
 	h.open()
 	<-m.ended
-	if out := h.want(200, "GET", "/containers/json", ""); !strings.Contains(out, `"/runs"`) || strings.Contains(out, `"/half"`) {
+	<-n.ended
+	if out := h.want(200, "GET", "/containers/json", ""); !strings.Contains(out, `"/runs"`) || strings.Contains(out, `"/half"`) || strings.Contains(out, `"/over"`) {
 		t.Errorf("ps: got %s", out)
 	}
 	h.want(204, "POST", "/containers/half/start", "")
