@@ -166,7 +166,14 @@ func Thaw(f *Frozen, c ThawConfig, log *slog.Logger) (_ *Handover, err error) {
 		if err == nil {
 			err = checkpoint.Thaw(cmd, f.Process, checkpoint.Start{
 				Memory: c.Process, Files: theirs, Filter: sandboxFilter, Ready: c.Ready,
-				Tie: func(pid int) error { return tie(theirs["lifeline"], pid) },
+				Tie: func(pid int) error { // it cannot end before its time here
+					pidfd, err := unix.PidfdOpen(pid, 0)
+					if err != nil {
+						return os.NewSyscallError("pidfd_open", err)
+					}
+					h.Files[filePID] = os.NewFile(uintptr(pidfd), "pidfd")
+					return tie(theirs["lifeline"], pid)
+				},
 			})
 		}
 		thawed <- err
@@ -188,12 +195,6 @@ func Thaw(f *Frozen, c ThawConfig, log *slog.Logger) (_ *Handover, err error) {
 		return nil, err
 	}
 	h.PID = cmd.Process.Pid
-	pidfd, err := unix.PidfdOpen(h.PID, 0)
-	if err != nil {
-		_ = cmd.Process.Kill()
-		return nil, os.NewSyscallError("pidfd_open", err)
-	}
-	h.Files[filePID] = os.NewFile(uintptr(pidfd), "pidfd")
 	log.Debug("machine thawed", "pid", h.PID)
 	u.Keep()
 	return &h, nil
