@@ -177,6 +177,10 @@ type container struct {
 	Mounts       []mount      `json:"mounts"`
 	ReadOnly     strict.Any   `json:"read_only"`
 	ShmSize      strict.Any   `json:"shm_size"`
+	NoShm        strict.Any   `json:"no_shm"`
+	Cgroups      strict.Any   `json:"writable_cgroups"`
+	Masked       strict.Any   `json:"masked_paths"`
+	Unwritable   strict.Any   `json:"readonly_paths"`
 	Privileged   bool         `json:"privileged"`
 	CapAdd       []string     `json:"cap_add"`
 	CapDrop      strict.Any   `json:"cap_drop"`
@@ -205,6 +209,7 @@ type mount struct {
 	Target   strict.Any `json:"target"`
 	ReadOnly strict.Any `json:"read_only"`
 	NoCopy   strict.Any `json:"no_copy"`
+	Without  strict.Any `json:"non_recursive"`
 	Options  strict.Any `json:"options"`
 }
 
